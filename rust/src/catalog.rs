@@ -1,0 +1,348 @@
+//! Everything known about a checkpoint from headers, index and config, without tensor data.
+//!
+//! Shards are found through the index, not by their names. What is legal but odd becomes a
+//! warning; what makes the checkpoint ambiguous or incomplete is an error.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use crate::dtype::Dtype;
+use crate::error::{Error, Kind, Result};
+use crate::exec::hash::hex;
+use crate::header::{self, Header};
+use crate::io::{Root, Stamp};
+
+/// Name of the index file.
+pub const INDEX: &str = "model.safetensors.index.json";
+/// Name of the model's configuration.
+pub const CONFIG: &str = "config.json";
+/// Name of lingconv's own record of what it wrote.
+pub const MANIFEST: &str = "lingconv.manifest.json";
+/// Longest index; Ling-1T's FP8 form has 10 MB.
+const MAX_INDEX: u64 = 512 << 20;
+/// Longest config.json.
+const MAX_CONFIG: u64 = 16 << 20;
+/// Threads that read headers: on a network file system the waiting adds up.
+const HEADER_THREADS: usize = 8;
+
+/// A shard of the checkpoint.
+#[derive(Debug, Clone)]
+pub struct Shard {
+    /// File name relative to the folder.
+    pub name: String,
+    /// Size and times when its header was read.
+    pub stamp: Stamp,
+    /// First byte of tensor data in the file.
+    pub data_start: u64,
+    /// Prefix and header as they are in the file.
+    pub raw_header: Vec<u8>,
+    /// Tensors are `first..first + count` of the catalog.
+    pub first: usize,
+    /// Number of tensors.
+    pub count: usize,
+}
+
+/// A tensor and where it is.
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    /// Full name.
+    pub name: Box<str>,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Dimensions, row-major.
+    pub shape: Box<[u64]>,
+    /// Index of its shard.
+    pub shard: u32,
+    /// First byte in the shard file.
+    pub offset: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// A checkpoint folder, opened by headers only.
+#[derive(Debug)]
+pub struct Catalog {
+    /// The folder.
+    pub root: Root,
+    /// Shards, sorted by name.
+    pub shards: Vec<Shard>,
+    /// Tensors: shard by shard, each in the order of its data.
+    pub tensors: Vec<Tensor>,
+    /// config.json, if there is one.
+    pub config: Option<Value>,
+    /// Whether the folder has an index.
+    pub indexed: bool,
+    /// Legal oddities, for people.
+    pub warnings: Vec<String>,
+    by_name: HashMap<Box<str>, u32>,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    #[serde(default)]
+    metadata: Map<String, Value>,
+    weight_map: Map<String, Value>,
+}
+
+impl Catalog {
+    /// Opens a checkpoint folder. Reads the index, config.json and the header of every shard.
+    pub fn open(path: &Path) -> Result<Self> {
+        let root = Root::open(path)?;
+        let config = read_json(&root, CONFIG, MAX_CONFIG)?;
+        let index = read_index(&root)?;
+        let names = match &index {
+            Some(index) => index.shard_names(&root)?,
+            None => shard_files(&root)?,
+        };
+        let headers = read_headers(&root, &names)?;
+        let mut catalog = Self {
+            root,
+            shards: Vec::with_capacity(names.len()),
+            tensors: Vec::new(),
+            config,
+            indexed: index.is_some(),
+            warnings: Vec::new(),
+            by_name: HashMap::new(),
+        };
+        for (name, read) in names.into_iter().zip(headers) {
+            catalog.add_shard(name, read)?;
+        }
+        catalog.check_unique()?;
+        if let Some(index) = index {
+            catalog.check_index(&index)?;
+        }
+        Ok(catalog)
+    }
+
+    fn add_shard(&mut self, name: String, read: ReadHeader) -> Result<()> {
+        let data_start = read.raw.len() as u64;
+        let shard = self.shards.len() as u32;
+        let (first, count) = (self.tensors.len(), read.header.tensors.len());
+        if first + count > header::MAX_TENSORS {
+            return Err(Error::invalid(format!("more than {} tensors", header::MAX_TENSORS))
+                .at(self.root.path()));
+        }
+        self.warnings.extend(read.header.warnings.into_iter().map(|w| format!("{name}: {w}")));
+        self.tensors.extend(read.header.tensors.into_iter().map(|t| Tensor {
+            offset: data_start + t.begin,
+            bytes: t.end - t.begin,
+            name: t.name,
+            dtype: t.dtype,
+            shape: t.shape,
+            shard,
+        }));
+        let (stamp, raw_header) = (read.stamp, read.raw);
+        self.shards.push(Shard { name, stamp, data_start, raw_header, first, count });
+        Ok(())
+    }
+
+    fn check_unique(&mut self) -> Result<()> {
+        self.by_name.reserve(self.tensors.len());
+        for (i, tensor) in self.tensors.iter().enumerate() {
+            if let Some(other) = self.by_name.insert(tensor.name.clone(), i as u32) {
+                let other = &self.shards[self.tensors[other as usize].shard as usize].name;
+                return Err(Error::invalid(format!("tensor is also in {other}"))
+                    .tensor(&*tensor.name)
+                    .at(self.root.path().join(&self.shards[tensor.shard as usize].name))
+                    .hint("shards of two downloads are mixed; download one revision into an empty folder"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_index(&mut self, index: &Index) -> Result<()> {
+        let mut problems = Vec::new();
+        for (name, file) in &index.weight_map {
+            match self.find(name) {
+                None => problems.push(format!("{name}: in no file, the index says {file}")),
+                Some(i) if Value::from(&*self.shard_of(i).name) != *file => {
+                    let held = &self.shard_of(i).name;
+                    problems.push(format!("{name}: in {held}, the index says {file}"));
+                }
+                Some(_) => {}
+            }
+        }
+        if !problems.is_empty() {
+            return Err(Error::invalid("the index does not fit the shards")
+                .at(self.root.path().join(INDEX))
+                .details(problems)
+                .hint("index and shards are of different revisions, or a download is incomplete; download again"));
+        }
+        if index.weight_map.len() < self.tensors.len() {
+            let count = self.tensors.len() - index.weight_map.len();
+            self.warnings.push(format!("{count} tensors are in shards but not in the index"));
+        }
+        let total: u64 = self.tensors.iter().map(|t| t.bytes).sum();
+        if let Some(claimed) = index.metadata.get("total_size").and_then(Value::as_u64)
+            && claimed != total
+        {
+            self.warnings.push(format!(
+                "{INDEX}: total_size says {claimed}, the tensors have {total} bytes"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Position of a tensor by name.
+    pub fn find(&self, name: &str) -> Option<u32> {
+        self.by_name.get(name).copied()
+    }
+
+    /// A tensor by position.
+    pub fn tensor(&self, index: u32) -> &Tensor {
+        &self.tensors[index as usize]
+    }
+
+    /// The shard that holds a tensor.
+    pub fn shard_of(&self, tensor: u32) -> &Shard {
+        &self.shards[self.tensors[tensor as usize].shard as usize]
+    }
+
+    /// Path of a shard for messages.
+    pub fn path_of(&self, tensor: u32) -> std::path::PathBuf {
+        self.root.path().join(&self.shard_of(tensor).name)
+    }
+
+    /// Bytes of tensor data.
+    pub fn bytes(&self) -> u64 {
+        self.tensors.iter().map(|t| t.bytes).sum()
+    }
+
+    /// Bytes of all shard files.
+    pub fn file_bytes(&self) -> u64 {
+        self.shards.iter().map(|s| s.stamp.size).sum()
+    }
+
+    /// SHA-256 over names, sizes and headers of all shards and over config.json: the same on every
+    /// machine that holds a copy of the checkpoint, whatever its folder is called.
+    pub fn digest(&self) -> String {
+        let mut hash = Sha256::new();
+        for shard in &self.shards {
+            hash.update(format!("{}\0{}\0", shard.name, shard.stamp.size));
+            hash.update(Sha256::digest(&shard.raw_header));
+        }
+        hash.update(self.config.as_ref().map(Value::to_string).unwrap_or_default());
+        hex(&hash.finalize())
+    }
+}
+
+impl Index {
+    fn shard_names(&self, root: &Root) -> Result<Vec<String>> {
+        let mut names: Vec<String> = Vec::new();
+        for (tensor, file) in &self.weight_map {
+            let fail = |e: Error| e.at(root.path().join(INDEX)).tensor(tensor);
+            let file = file
+                .as_str()
+                .ok_or_else(|| fail(Error::invalid("the index maps a tensor to no file name")))?;
+            if names.last().is_none_or(|last| last != file) {
+                crate::io::root::check_name(file).map_err(fail)?;
+                names.push(file.to_owned());
+            }
+        }
+        names.sort_unstable();
+        names.dedup();
+        let missing: Vec<String> =
+            names.iter().filter(|name| matches!(root.resolve(name), Ok(None))).cloned().collect();
+        match missing.first() {
+            None => Ok(names),
+            Some(first) => Err(Error::invalid(format!(
+                "{} of {} shards that the index names are missing",
+                missing.len(),
+                names.len()
+            ))
+            .at(root.path().join(first))
+            .details(missing)
+            .hint("download the missing files")),
+        }
+    }
+}
+
+fn read_index(root: &Root) -> Result<Option<Index>> {
+    let Some(bytes) = root.read(INDEX, MAX_INDEX)? else { return Ok(None) };
+    let index: Index = serde_json::from_slice(&bytes).map_err(|e| {
+        Error::invalid(format!("malformed index: {e}"))
+            .at(root.path().join(INDEX))
+            .hint("download the index again")
+    })?;
+    if index.weight_map.is_empty() {
+        return Err(Error::invalid("the index names no tensors").at(root.path().join(INDEX)));
+    }
+    Ok(Some(index))
+}
+
+fn shard_files(root: &Root) -> Result<Vec<String>> {
+    let mut names = root.names(0)?;
+    names.retain(|name| Path::new(name).extension().is_some_and(|e| e == "safetensors"));
+    if names.is_empty() {
+        return Err(Error::invalid("no safetensors files")
+            .at(root.path())
+            .hint("name the folder that holds model.safetensors.index.json and the shards"));
+    }
+    Ok(names)
+}
+
+/// Reads a JSON object; `None` if the file does not exist.
+fn read_json(root: &Root, name: &str, limit: u64) -> Result<Option<Value>> {
+    let Some(bytes) = root.read(name, limit)? else { return Ok(None) };
+    match serde_json::from_slice(&bytes) {
+        Ok(value @ Value::Object(_)) => Ok(Some(value)),
+        Ok(_) => Err(Error::invalid("not a JSON object").at(root.path().join(name))),
+        Err(e) => Err(Error::invalid(format!("malformed JSON: {e}")).at(root.path().join(name))),
+    }
+}
+
+struct ReadHeader {
+    header: Header,
+    raw: Vec<u8>,
+    stamp: Stamp,
+}
+
+fn read_headers(root: &Root, names: &[String]) -> Result<Vec<ReadHeader>> {
+    let threads = HEADER_THREADS.min(names.len()).max(1);
+    let share = names.len().div_ceil(threads).max(1);
+    let read_share = |names: &[String]| -> Result<Vec<ReadHeader>> {
+        names.iter().map(|n| read_header(root, n).map_err(|e| e.at(root.path().join(n)))).collect()
+    };
+    std::thread::scope(|scope| {
+        let handles: Vec<_> =
+            names.chunks(share).map(|names| scope.spawn(move || read_share(names))).collect();
+        let mut headers = Vec::with_capacity(names.len());
+        for handle in handles {
+            let share =
+                handle.join().map_err(|_| Error::internal("a header thread panicked"))??;
+            headers.extend(share);
+        }
+        Ok(headers)
+    })
+}
+
+fn read_header(root: &Root, name: &str) -> Result<ReadHeader> {
+    use std::os::unix::fs::FileExt;
+    let file = root.file(name)?;
+    let fail = |e: std::io::Error| Error::io("cannot read", root.path().join(name), &e);
+    let stamp = Stamp::of(&file).map_err(fail)?;
+    if stamp.size < header::PREFIX {
+        return Err(Error::invalid(format!("{} bytes are no safetensors file", stamp.size))
+            .hint("the download is incomplete; download the file again"));
+    }
+    let mut prefix = [0u8; header::PREFIX as usize];
+    file.read_exact_at(&mut prefix, 0).map_err(fail)?;
+    if prefix.starts_with(b"version ") || prefix.starts_with(b"<") {
+        return Err(Error::new(
+            Kind::Invalid,
+            "a git-lfs pointer or a web page in place of a shard",
+        )
+        .hint("download the file itself, for example with `hf download`"));
+    }
+    let length = header::json_length(prefix, stamp.size)?;
+    let mut raw = prefix.to_vec();
+    raw.resize((header::PREFIX + length) as usize, 0);
+    let (_, json) = raw.split_at_mut(prefix.len());
+    file.read_exact_at(json, header::PREFIX).map_err(fail)?;
+    let header = Header::parse(json, stamp.size - header::PREFIX - length)?;
+    Ok(ReadHeader { header, raw, stamp })
+}

@@ -1,0 +1,313 @@
+//! The safetensors header: a strict reader and the writer of our own files.
+//!
+//! A file is `u64` little-endian header length, a JSON object, then the data of all tensors
+//! without holes. The reader refuses everything that two readers could understand differently:
+//! duplicate keys, gaps, overlaps, unknown fields, sizes that disagree with shapes. It never
+//! accepts what the `safetensors` library rejects, and its memory is bounded by the limits below,
+//! because headers come from the internet.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
+
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+
+/// Bytes of the length prefix.
+pub const PREFIX: u64 = 8;
+/// Longest header that is read, in bytes; the library's own limit.
+pub const MAX_HEADER: u64 = 100_000_000;
+/// Most tensors of one file.
+pub const MAX_TENSORS: usize = 1_000_000;
+/// Most entries of `__metadata__`.
+const MAX_METADATA: usize = 100_000;
+/// Highest number of dimensions.
+pub const MAX_RANK: usize = 8;
+/// Longest tensor name in bytes.
+pub const MAX_NAME: usize = 1_024;
+/// Data of files we write starts at a multiple of this, so that direct I/O needs no copy.
+pub const DATA_ALIGNMENT: u64 = 4_096;
+
+/// One tensor of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Full name.
+    pub name: Box<str>,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Dimensions, row-major; empty for a scalar.
+    pub shape: Box<[u64]>,
+    /// First byte, relative to the start of the data.
+    pub begin: u64,
+    /// One past the last byte, relative to the start of the data.
+    pub end: u64,
+}
+
+impl Entry {
+    /// Bytes of data.
+    pub fn bytes(&self) -> u64 {
+        self.end - self.begin
+    }
+}
+
+/// A checked header.
+#[derive(Debug, Clone, Default)]
+pub struct Header {
+    /// Tensors in the order of their data.
+    pub tensors: Vec<Entry>,
+    /// `__metadata__`, in the order of the file.
+    pub metadata: Vec<(String, String)>,
+    /// Oddities that are legal, for `inspect` and `verify`.
+    pub warnings: Vec<String>,
+}
+
+/// Length of the JSON part, from the first eight bytes of a file of `file_len` bytes.
+pub fn json_length(prefix: [u8; 8], file_len: u64) -> Result<u64> {
+    let length = u64::from_le_bytes(prefix);
+    if length > MAX_HEADER {
+        return Err(Error::invalid(format!(
+            "header length {length} is above the limit of {MAX_HEADER} bytes"
+        ))
+        .hint("this is no safetensors file, or its first bytes are damaged; download it again"));
+    }
+    if length < 2 || length > file_len.saturating_sub(PREFIX) {
+        return Err(Error::invalid(format!(
+            "header length {length} does not fit a file of {file_len} bytes"
+        ))
+        .hint("the file is truncated; download it again"));
+    }
+    Ok(length)
+}
+
+impl Header {
+    /// Parses and checks the JSON part `json` of a file that holds `data_len` bytes of data.
+    pub fn parse(json: &[u8], data_len: u64) -> Result<Self> {
+        if json.first() != Some(&b'{') {
+            return Err(Error::invalid("header does not begin with '{'"));
+        }
+        std::str::from_utf8(json).map_err(|_| Error::invalid("header is not UTF-8"))?;
+        let mut header: Self = serde_json::from_slice(json)
+            .map_err(|e| Error::invalid(format!("malformed header: {e}")))?;
+        header.check_names()?;
+        header.tensors.sort_unstable_by_key(|t| (t.begin, t.end));
+        header.check_ranges(data_len)?;
+        Ok(header)
+    }
+
+    fn check_names(&self) -> Result<()> {
+        let mut names: Vec<&str> = self.tensors.iter().map(|t| &*t.name).collect();
+        names.sort_unstable();
+        match names.windows(2).find(|w| w[0] == w[1]) {
+            Some(pair) => Err(Error::invalid("duplicate key in the header").tensor(pair[0])),
+            None => Ok(()),
+        }
+    }
+
+    fn check_ranges(&self, data_len: u64) -> Result<()> {
+        let mut expected = 0;
+        for t in &self.tensors {
+            let problem = |what: String| Err(Error::invalid(what).tensor(&*t.name));
+            let Some(size) = t.dtype.byte_len(&t.shape) else {
+                return problem(format!("shape {:?} of {} has no byte size", t.shape, t.dtype));
+            };
+            if t.end < t.begin || t.end - t.begin != size {
+                return problem(format!(
+                    "range {}..{} is not the {size} bytes of {} {:?}",
+                    t.begin, t.end, t.dtype, t.shape
+                ));
+            }
+            if t.begin != expected {
+                let what =
+                    if t.begin < expected { "overlaps the one before" } else { "leaves a hole" };
+                return problem(format!(
+                    "range {}..{} {what}: expected it to begin at {expected}",
+                    t.begin, t.end
+                ));
+            }
+            expected = t.end;
+        }
+        if expected == data_len {
+            return Ok(());
+        }
+        let what = if expected > data_len {
+            "the file is truncated"
+        } else {
+            "bytes follow the last tensor"
+        };
+        Err(Error::invalid(format!(
+            "tensors take {expected} bytes, the file holds {data_len}: {what}"
+        ))
+        .hint("download the file again"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct HeaderVisitor;
+        impl<'de> Visitor<'de> for HeaderVisitor {
+            type Value = Header;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object of tensors")
+            }
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> std::result::Result<Header, A::Error> {
+                let mut header = Header::default();
+                let mut metadata_seen = false;
+                while let Some(name) = map.next_key::<Cow<str>>()? {
+                    if name == "__metadata__" {
+                        if std::mem::replace(&mut metadata_seen, true) {
+                            return Err(de::Error::custom("duplicate key __metadata__"));
+                        }
+                        match map.next_value::<Option<Metadata>>()? {
+                            Some(metadata) => header.metadata = metadata.0,
+                            None => header.warnings.push("__metadata__ is null".into()),
+                        }
+                        continue;
+                    }
+                    if name.len() > MAX_NAME {
+                        return Err(de::Error::custom(format!(
+                            "a name is longer than {MAX_NAME} bytes"
+                        )));
+                    }
+                    if header.tensors.len() == MAX_TENSORS {
+                        return Err(de::Error::custom(format!("more than {MAX_TENSORS} tensors")));
+                    }
+                    let raw = map.next_value::<RawEntry>()?;
+                    header.tensors.push(Entry {
+                        name: name.into(),
+                        dtype: raw.dtype,
+                        shape: raw.shape.0,
+                        begin: raw.data_offsets.0,
+                        end: raw.data_offsets.1,
+                    });
+                }
+                Ok(header)
+            }
+        }
+        deserializer.deserialize_map(HeaderVisitor)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawEntry {
+    dtype: Dtype,
+    shape: Shape,
+    data_offsets: (u64, u64),
+}
+
+/// A shape of at most [`MAX_RANK`] dimensions; the limit holds while parsing, not after it.
+struct Shape(Box<[u64]>);
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct ShapeVisitor;
+        impl<'de> Visitor<'de> for ShapeVisitor {
+            type Value = Shape;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                write!(f, "at most {MAX_RANK} dimensions")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(
+                self,
+                mut seq: A,
+            ) -> std::result::Result<Shape, A::Error> {
+                let (mut dims, mut rank) = ([0u64; MAX_RANK], 0);
+                while let Some(dim) = seq.next_element()? {
+                    *dims.get_mut(rank).ok_or_else(|| {
+                        de::Error::custom(format!("more than {MAX_RANK} dimensions"))
+                    })? = dim;
+                    rank += 1;
+                }
+                Ok(Shape(dims[..rank].into()))
+            }
+        }
+        deserializer.deserialize_seq(ShapeVisitor)
+    }
+}
+
+/// `__metadata__`: strings to strings, no key twice.
+struct Metadata(Vec<(String, String)>);
+
+impl<'de> Deserialize<'de> for Metadata {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct MetadataVisitor;
+        impl<'de> Visitor<'de> for MetadataVisitor {
+            type Value = Metadata;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object of strings")
+            }
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> std::result::Result<Metadata, A::Error> {
+                let mut pairs: Vec<(String, String)> = Vec::new();
+                while let Some(pair) = map.next_entry::<String, String>()? {
+                    if pairs.len() == MAX_METADATA {
+                        return Err(de::Error::custom(format!(
+                            "more than {MAX_METADATA} metadata entries"
+                        )));
+                    }
+                    pairs.push(pair);
+                }
+                let mut keys: Vec<&str> = pairs.iter().map(|(k, _)| k.as_str()).collect();
+                keys.sort_unstable();
+                if let Some(pair) = keys.windows(2).find(|w| w[0] == w[1]) {
+                    return Err(de::Error::custom(format!("duplicate metadata key {:?}", pair[0])));
+                }
+                Ok(Metadata(pairs))
+            }
+        }
+        deserializer.deserialize_map(MetadataVisitor)
+    }
+}
+
+/// Lays out tensors one after another: sets `begin` and `end` of each, returns the data's length.
+pub fn lay_out(tensors: &mut [Entry]) -> Result<u64> {
+    let mut position = 0u64;
+    for t in tensors {
+        let end = t
+            .dtype
+            .byte_len(&t.shape)
+            .and_then(|size| position.checked_add(size))
+            .ok_or_else(|| Error::internal("tensor has no byte size").tensor(&*t.name))?;
+        (t.begin, t.end) = (position, end);
+        position = end;
+    }
+    Ok(position)
+}
+
+/// Encodes prefix and header of a file we write: `__metadata__` format pt (transformers 4 refuses
+/// anything else), padded with spaces so that data starts at a multiple of [`DATA_ALIGNMENT`].
+pub fn encode(tensors: &[Entry]) -> Result<Vec<u8>> {
+    let mut json = String::with_capacity(64 + tensors.len() * 128);
+    json.push_str(r#"{"__metadata__":{"format":"pt"}"#);
+    for t in tensors {
+        let name = serde_json::Value::from(&*t.name);
+        let shape = serde_json::Value::from(&*t.shape);
+        json.push_str(&format!(
+            r#",{name}:{{"dtype":"{}","shape":{shape},"data_offsets":[{},{}]}}"#,
+            t.dtype, t.begin, t.end
+        ));
+    }
+    json.push('}');
+    let total = (PREFIX + json.len() as u64).next_multiple_of(DATA_ALIGNMENT);
+    let length = total - PREFIX;
+    if length > MAX_HEADER {
+        return Err(Error::impossible(format!(
+            "a header of {length} bytes is above the format's limit of {MAX_HEADER}"
+        ))
+        .hint("choose a smaller shard size"));
+    }
+    let mut bytes = length.to_le_bytes().to_vec();
+    bytes.extend_from_slice(json.as_bytes());
+    bytes.resize(total as usize, b' ');
+    Ok(bytes)
+}
+
+#[cfg(test)]
+#[path = "header_tests.rs"]
+mod tests;

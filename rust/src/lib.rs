@@ -1,0 +1,31 @@
+//! lingconv's core. START HERE.
+//!
+//! A checkpoint folder becomes another one in four steps, each a noun of this crate:
+//!
+//! 1. [`catalog`] reads headers, index and config, and nothing else. [`header`] is the strict
+//!    parser behind it; [`model`] gives tensor names their roles, from `data/architectures`.
+//! 2. [`plan`] turns a catalog and a request into tasks, as data: which source bytes go through
+//!    which operation of [`transform`] to which place of which output file. [`plan::check`] proves
+//!    that nothing is lost or written twice, without using the planners.
+//! 3. [`exec`] runs a plan. It streams each task through a ring of slots, hashes every output from
+//!    front to back, journals how far it is, and publishes the manifest last. The arithmetic is in
+//!    [`numeric`]; [`dialect`] says which arithmetic a published format uses.
+//! 4. [`mod@run`] ties planner and executor together for the commands.
+//!
+//! [`io`] is the only module that touches the file system. [`inspect`] describes a catalog,
+//! [`synth`] makes checkpoints to rehearse with. Errors are [`error::Error`] everywhere.
+
+pub mod catalog;
+pub mod dialect;
+pub mod dtype;
+pub mod error;
+pub mod exec;
+pub mod header;
+pub mod inspect;
+pub mod io;
+pub mod model;
+pub mod numeric;
+pub mod plan;
+pub mod run;
+pub mod synth;
+pub mod transform;

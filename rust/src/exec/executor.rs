@@ -1,0 +1,262 @@
+//! Runs a plan: tasks on plain threads, each through its own ring of slots.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use serde::Serialize;
+
+use super::budget::{Budget, budget};
+use super::fold::{Fold, TensorReport};
+use super::journal::{Begin, DoneRecord, Journal, PointRecord, State};
+use super::output::{Found, check_space, inspect, reset};
+use super::pipeline::Pipeline;
+use super::progress::Progress;
+use super::publish;
+use super::share::Worker;
+use super::slot::Work;
+use super::sources::Sources;
+use crate::catalog::Catalog;
+use crate::error::{Error, Kind, Result};
+use crate::io::{Mode, PartWriter, small};
+use crate::numeric::Level;
+use crate::plan::{Plan, Task};
+
+/// How to run a plan; none of it changes an output byte.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Output folder.
+    pub output: PathBuf,
+    /// Tasks at a time; 0: one a core.
+    pub jobs: usize,
+    /// Bytes of all buffers together.
+    pub memory: u64,
+    /// How bulk data moves.
+    pub io: Mode,
+    /// Instruction set of the kernels.
+    pub level: Level,
+    /// Read every output back from the disk and compare.
+    pub paranoid: bool,
+    /// Which share of the tasks to run.
+    pub worker: Worker,
+    /// Continue an unfinished run; otherwise it is begun anew.
+    pub resume: bool,
+    /// Replace an output folder that holds a manifest or journal.
+    pub force: bool,
+    /// Bytes of output between two points of the journal.
+    pub point_every: u64,
+}
+
+/// Bytes of output between two points, unless a test asks for less.
+pub const POINT_EVERY: u64 = 2 << 30;
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// All files are published.
+    Complete,
+    /// All files had been published before; nothing was read.
+    AlreadyComplete,
+    /// This worker's share is done, other workers are not.
+    ShareComplete,
+}
+
+/// A plan about to run, with what is computed once.
+pub struct Run<'a> {
+    /// The source.
+    pub catalog: &'a Catalog,
+    /// What to write.
+    pub plan: &'a Plan,
+    /// Digest of each task.
+    pub digests: Vec<String>,
+    /// Digest of the plan as requested, under which journals are kept.
+    pub key: &'a str,
+    /// How to run.
+    pub options: &'a Options,
+    /// Counters and the stop flag.
+    pub progress: &'a Progress,
+}
+
+impl<'a> Run<'a> {
+    /// Prepares `plan`, whose journal is kept under `key`.
+    pub fn new(
+        catalog: &'a Catalog,
+        plan: &'a Plan,
+        key: &'a str,
+        options: &'a Options,
+        progress: &'a Progress,
+    ) -> Self {
+        let digests = plan.tasks.iter().map(Task::digest).collect();
+        Self { catalog, plan, digests, key, options, progress }
+    }
+
+    fn output(&self) -> &Path {
+        &self.options.output
+    }
+
+    /// Runs this worker's share and publishes if it was the last.
+    pub fn execute(&self) -> Result<(Outcome, Vec<TensorReport>)> {
+        let budget = budget(self.plan, self.options.memory, self.options.jobs)?;
+        let digest = self.plan.digest();
+        if self.options.force {
+            if !matches!(inspect(self.output(), self.key, &digest), Ok(Found::Resumable(_))) {
+                reset(self.output())?;
+            }
+        }
+        if !self.options.resume {
+            reset(self.output())?;
+        }
+        let mut state = match inspect(self.output(), self.key, &digest)? {
+            Found::Complete => return Ok((Outcome::AlreadyComplete, Vec::new())),
+            Found::Resumable(state) => state,
+        };
+        let here = place(self.catalog);
+        state.drop_stale(self, self.output(), &here);
+        let remaining = self.remaining(&state);
+        let tasks: Vec<&Task> = remaining.iter().map(|i| &self.plan.tasks[*i]).collect();
+        check_space(self.output(), &tasks, self.plan.sidecars.iter().map(|s| s.size).sum())?;
+        small::create_folder(self.output())?;
+        let begin = Begin { plan: self.key.to_owned(), place: here };
+        let journal = Journal::open(self.output(), self.options.worker, &begin)?;
+        self.count(&state, &remaining);
+        self.run_jobs(&budget, &journal, &state, remaining)?;
+        let state = State::read(self.output())?;
+        let outcome = publish::finish_if_last(self, &state)?;
+        let done = self.digests.iter().filter_map(|d| state.done.get(d));
+        Ok((outcome, done.flat_map(|(d, _)| d.reports.clone()).collect()))
+    }
+
+    /// Records that `tensor` is kept unquantised for its NaN or infinity.
+    pub fn keep(&self, tensor: &str) -> Result<()> {
+        let begin = Begin { plan: self.key.to_owned(), place: place(self.catalog) };
+        Journal::open(self.output(), self.options.worker, &begin)?.kept(tensor)
+    }
+
+    /// Tasks of this worker's share that are not done.
+    fn remaining(&self, state: &State) -> VecDeque<usize> {
+        let share = self.options.worker.tasks(self.plan);
+        share.into_iter().filter(|i| !state.done.contains_key(&self.digests[*i])).collect()
+    }
+
+    fn count(&self, state: &State, remaining: &VecDeque<usize>) {
+        let share = self.options.worker.tasks(self.plan);
+        let bytes = |i: &usize| self.plan.tasks[*i].bytes();
+        let total: u64 = share.iter().map(bytes).sum();
+        let left: u64 = remaining.iter().map(bytes).sum();
+        self.progress.begin_counting(total, total - left);
+        for i in remaining {
+            if let Some((point, _)) = state.points.get(&self.digests[*i]) {
+                self.progress.add_resumed(point.fold.outputs.iter().map(|o| o.length).sum());
+            }
+        }
+    }
+
+    fn run_jobs(
+        &self,
+        budget: &Budget,
+        journal: &Journal,
+        state: &State,
+        remaining: VecDeque<usize>,
+    ) -> Result<()> {
+        let queue = Mutex::new(remaining);
+        let failure: Mutex<Option<Error>> = Mutex::new(None);
+        let work = || {
+            while !self.progress.stopped() {
+                let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                let Some(index) = next else { return };
+                let Err(error) = self.run_task(index, budget, journal, state) else { continue };
+                let mut first = failure.lock().unwrap_or_else(PoisonError::into_inner);
+                if first.as_ref().is_none_or(|e| e.kind == Kind::Cancelled) {
+                    *first = Some(error);
+                }
+                self.progress.set_halt(true);
+            }
+        };
+        std::thread::scope(|scope| {
+            let jobs: Vec<_> = (0..budget.jobs).map(|_| scope.spawn(work)).collect();
+            let joined = jobs.into_iter().map(|job| job.join());
+            joined.fold(Ok(()), |all, one| {
+                all.and(one.map_err(|_| Error::internal("a job's thread panicked")))
+            })
+        })?;
+        self.progress.set_halt(false);
+        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None if self.progress.stopped() => Err(Error::cancelled()),
+            None => Ok(()),
+        }
+    }
+
+    fn run_task(
+        &self,
+        index: usize,
+        budget: &Budget,
+        journal: &Journal,
+        state: &State,
+    ) -> Result<()> {
+        let task = &self.plan.tasks[index];
+        self.progress.begin(&task.name);
+        let sources = Sources::open(self.catalog, task, self.options.io, self.progress)?;
+        let digest = &self.digests[index];
+        let (fold, headers) = match state.points.get(digest) {
+            Some((point, _)) => (Fold::resume(task, point.fold.clone())?, Vec::new()),
+            None => Fold::new(task)?,
+        };
+        let fresh = !headers.is_empty();
+        let writers = task.outputs.iter().zip(fold.lengths()).map(|(output, length)| {
+            let path = self.output().join(&output.path);
+            let position = if fresh { 0 } else { length };
+            PartWriter::open(
+                &path,
+                output.size,
+                self.options.io,
+                budget.output_buffer as usize,
+                position,
+            )
+        });
+        let writers: Vec<PartWriter> = writers.collect::<Result<_>>()?;
+        let record = |fold| {
+            journal.point(PointRecord { task: digest.clone(), sources: sources.stamps(), fold })
+        };
+        let pipeline = Pipeline {
+            work: Work {
+                catalog: self.catalog,
+                task,
+                sources: &sources,
+                level: self.options.level,
+                prove: self.plan.request.prove,
+                report: self.plan.request.report,
+            },
+            budget: *budget,
+            point_every: self.options.point_every,
+            progress: self.progress,
+            record: &record,
+        };
+        let (outputs, reports, writers) = pipeline.run(fold, headers, writers)?;
+        sources.check_unchanged()?;
+        for (mut writer, output) in writers.into_iter().zip(&outputs) {
+            writer.complete()?;
+            if self.options.paranoid {
+                publish::compare_on_disk(self.output(), output)?;
+            }
+            writer.publish()?;
+        }
+        journal.done(DoneRecord {
+            task: digest.clone(),
+            sources: sources.stamps(),
+            outputs,
+            reports,
+        })?;
+        self.progress.end(&task.name);
+        Ok(())
+    }
+}
+
+/// Source folder and host: only there do the times of source files mean anything.
+fn place(catalog: &Catalog) -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let path = catalog.root.path();
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    format!("{host}:{}", path.display())
+}

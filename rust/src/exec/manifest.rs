@@ -1,0 +1,200 @@
+//! The manifest: what was written, from what, and the source's own headers.
+
+use std::collections::HashMap;
+use std::io::Write;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use flate2::Compression;
+use flate2::write::ZlibEncoder;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::executor::Run;
+use super::figures::Figures;
+use super::fold::DoneOutput;
+use super::hash::hex;
+use super::journal::{DoneRecord, State};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::plan::{OutputFile, Request, Sidecar, Task};
+
+/// Name and version of the manifest's form.
+const SCHEMA: &str = "lingconv.manifest/1";
+
+/// The whole manifest.
+#[derive(Debug, Serialize)]
+pub(super) struct Manifest<'a> {
+    schema: &'static str,
+    tool: &'static str,
+    plan: String,
+    request: &'a Request,
+    source: Source<'a>,
+    files: Vec<File<'a>>,
+    sidecars: &'a [Sidecar],
+    dropped: Vec<Dropped<'a>>,
+    warnings: &'a [String],
+}
+
+#[derive(Debug, Serialize)]
+struct Source<'a> {
+    digest: &'a str,
+    shards: Vec<SourceShard<'a>>,
+}
+
+/// A source shard; its header makes it possible to restore the file byte for byte.
+#[derive(Debug, Serialize)]
+struct SourceShard<'a> {
+    name: &'a str,
+    size: u64,
+    header_sha256: String,
+    /// Prefix and header, zlib, base64.
+    header: String,
+}
+
+#[derive(Debug, Serialize)]
+struct File<'a> {
+    path: &'a str,
+    size: u64,
+    sha256: String,
+    data_start: u64,
+    tensors: Vec<Tensor<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Tensor<'a> {
+    name: &'a str,
+    dtype: Dtype,
+    shape: &'a [u64],
+    /// First byte and one past the last, relative to `data_start`.
+    range: [u64; 2],
+    /// XXH3-128 of the bytes as stored.
+    xxh3: String,
+    /// Source tensor and what was done with it.
+    from: &'a str,
+    op: &'static str,
+    /// Error of encoding, if it was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Figures>,
+}
+
+#[derive(Debug, Serialize)]
+struct Dropped<'a> {
+    tensor: &'a str,
+    reason: &'a str,
+}
+
+impl<'a> Manifest<'a> {
+    /// Puts together what the plan says and what the journals recorded.
+    pub(super) fn new(run: &'a Run<'a>, state: &State) -> Result<Self> {
+        let mut files = Vec::new();
+        for (task, digest) in run.plan.tasks.iter().zip(&run.digests) {
+            let (done, _) = state
+                .done
+                .get(digest)
+                .ok_or_else(|| Error::internal("a task is not in the journal").at(&task.name))?;
+            let origins = Origins::of(run, task, done);
+            for (i, output) in task.outputs.iter().enumerate() {
+                files.push(file(output, &done.outputs[i], &origins, i)?);
+            }
+        }
+        let dropped = run
+            .plan
+            .dropped
+            .iter()
+            .map(|d| Dropped { tensor: &run.catalog.tensor(d.tensor).name, reason: d.reason });
+        Ok(Self {
+            schema: SCHEMA,
+            tool: concat!("lingconv ", env!("CARGO_PKG_VERSION")),
+            plan: run.plan.digest(),
+            request: &run.plan.request,
+            source: source(run)?,
+            files,
+            sidecars: &run.plan.sidecars,
+            dropped: dropped.collect(),
+            warnings: &run.plan.warnings,
+        })
+    }
+}
+
+/// For each tensor of each output of a task: its source's name and the operation.
+struct Origins<'a>(HashMap<(u32, u32), Origin<'a>>);
+
+#[derive(Clone, Copy)]
+struct Origin<'a> {
+    from: &'a str,
+    op: &'static str,
+    error: Option<Figures>,
+}
+
+impl<'a> Origins<'a> {
+    fn of(run: &Run<'a>, task: &'a Task, done: &DoneRecord) -> Self {
+        let errors: HashMap<u32, Figures> =
+            done.reports.iter().map(|r| (r.source, Figures::from(&r.stats))).collect();
+        let mut origins = HashMap::new();
+        for step in &task.steps {
+            let from = &*run.catalog.tensor(step.source).name;
+            let (op, error) = (step.op.name(), errors.get(&step.source).copied());
+            for target in &step.targets {
+                let origin = Origin { from, op, error };
+                origins.entry((target.output, target.tensor)).or_insert(origin);
+                if let Some(scale) = target.scale {
+                    let origin = Origin { error: None, ..origin };
+                    origins.entry((target.output, scale)).or_insert(origin);
+                }
+            }
+        }
+        Self(origins)
+    }
+}
+
+fn file<'a>(
+    output: &'a OutputFile,
+    done: &DoneOutput,
+    origins: &Origins<'a>,
+    index: usize,
+) -> Result<File<'a>> {
+    if done.tensors.len() != output.tensors.len() {
+        return Err(Error::internal("the journal has other tensors than the plan").at(&output.path));
+    }
+    let tensors = output.tensors.iter().zip(&done.tensors).enumerate().map(|(i, (entry, xxh3))| {
+        let origin = origins.0.get(&(index as u32, i as u32)).copied();
+        let empty = Origin { from: &entry.name, op: "copy", error: None };
+        let Origin { from, op, error } = origin.unwrap_or(empty);
+        Tensor {
+            name: &entry.name,
+            dtype: entry.dtype,
+            shape: &entry.shape,
+            range: [entry.begin, entry.end],
+            xxh3: xxh3.clone(),
+            from,
+            op,
+            error,
+        }
+    });
+    Ok(File {
+        path: &output.path,
+        size: output.size,
+        sha256: done.sha256.clone(),
+        data_start: output.data_start,
+        tensors: tensors.collect(),
+    })
+}
+
+fn source<'a>(run: &Run<'a>) -> Result<Source<'a>> {
+    let shard = |shard: &'a crate::catalog::Shard| {
+        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
+        let header = encoder
+            .write_all(&shard.raw_header)
+            .and_then(|()| encoder.finish())
+            .map_err(|e| Error::internal(format!("cannot compress a header: {e}")))?;
+        Ok(SourceShard {
+            name: &shard.name,
+            size: shard.stamp.size,
+            header_sha256: hex(&Sha256::digest(&shard.raw_header)),
+            header: BASE64.encode(header),
+        })
+    };
+    let shards = run.catalog.shards.iter().map(shard).collect::<Result<_>>()?;
+    Ok(Source { digest: &run.plan.catalog_digest, shards })
+}

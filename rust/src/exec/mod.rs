@@ -1,0 +1,29 @@
+//! The executor: runs a plan and knows nothing of models, parallelism or number formats beyond
+//! [`crate::transform`].
+//!
+//! - [`executor`]: a run: jobs, resume, publication
+//! - `pipeline`: one task as a ring of slots; `window`, `slot`, `fold` are its stages
+//! - [`budget`]: buffers from `--memory`; [`share`]: which tasks a worker runs
+//! - [`journal`]: what has been done; [`output`]: the folder and what is found in it
+//! - [`publish`], `manifest`: the small files, the manifest last; [`figures`]: errors of encoding
+//! - [`hash`]: digests whose state can be journaled; [`progress`]: counters and the stop flag
+
+pub mod budget;
+pub mod executor;
+pub mod figures;
+pub mod fold;
+pub mod hash;
+pub mod journal;
+mod manifest;
+pub mod output;
+mod pipeline;
+pub mod progress;
+pub mod publish;
+pub mod share;
+mod slot;
+pub mod sources;
+mod window;
+
+pub use executor::{Options, Outcome, POINT_EVERY, Run};
+pub use progress::Progress;
+pub use share::Worker;

@@ -1,0 +1,204 @@
+//! The output folder: whether it is ours, what an earlier run left in it, whether there is room.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::executor::Run;
+use super::journal::{self, State};
+use super::sources::current_stamps;
+use crate::catalog::MANIFEST;
+use crate::error::{Error, Kind, Result};
+use crate::io::{PART_SUFFIX, small};
+use crate::plan::{Plan, Task};
+
+/// Longest manifest that is read; Ling-1T's has some 30 MB.
+const MAX_MANIFEST: u64 = 1 << 30;
+
+/// What of a manifest tells whether an output is complete.
+#[derive(Debug, Deserialize)]
+struct ManifestHead {
+    plan: String,
+    files: Vec<ListedFile>,
+    #[serde(default)]
+    sidecars: Vec<ListedFile>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ListedFile {
+    path: String,
+    size: u64,
+}
+
+/// What is in the output folder.
+#[derive(Debug)]
+pub enum Found {
+    /// Complete, by this very plan.
+    Complete,
+    /// Empty, or an unfinished run of this plan.
+    Resumable(Box<State>),
+}
+
+/// Looks at the output folder. [`Kind::Foreign`] if it is not ours to write.
+///
+/// `key` is the digest of the plan as requested, under which journals are kept; `digest` is that of
+/// the plan about to run.
+pub fn inspect(output: &Path, key: &str, digest: &str) -> Result<Found> {
+    let foreign =
+        |what: &str, hint: &str| Err(Error::new(Kind::Foreign, what).at(output).hint(hint));
+    if output.exists() && !output.is_dir() {
+        return foreign("the output exists and is not a folder", "choose another name with -o");
+    }
+    if let Some(manifest) = read_manifest(output)? {
+        if manifest.plan != digest && manifest.plan != key {
+            return foreign(
+                "the output folder holds the result of another plan",
+                "choose another folder with -o, or replace this one with --force",
+            );
+        }
+        let listed = manifest.files.iter().chain(&manifest.sidecars);
+        let wrong: Vec<String> = listed
+            .filter(|f| small::size(&output.join(&f.path)) != Some(f.size))
+            .map(|f| f.path.clone())
+            .collect();
+        if wrong.is_empty() {
+            return Ok(Found::Complete);
+        }
+        return Err(Error::new(
+            Kind::Foreign,
+            "the output was complete, but files are missing or changed",
+        )
+        .at(output)
+        .details(wrong)
+        .hint("write it again with --force"));
+    }
+    let state = State::read(output)?;
+    match &state.plan {
+        Some(plan) if plan == key && !state.mixed => {}
+        Some(_) => {
+            return foreign(
+                "the output folder holds an unfinished run of another plan",
+                "finish that run, choose another folder with -o, or replace this one with --force",
+            );
+        }
+        None => {
+            let names = small::list(output)?;
+            if names.iter().any(|name| name != journal::FOLDER) {
+                return foreign(
+                    "the output folder is not empty and was not written by lingconv",
+                    "choose another folder with -o; lingconv never overwrites what it did not write",
+                );
+            }
+        }
+    }
+    Ok(Found::Resumable(Box::new(state)))
+}
+
+/// Empties an output folder that holds a manifest or a journal (`--force`), or forgets the
+/// journal of an unfinished run (`--no-resume`). Files that lingconv did not write stay.
+pub fn reset(output: &Path) -> Result<()> {
+    let manifest = read_manifest(output)?;
+    let state = State::read(output)?;
+    if manifest.is_none() && state.plan.is_none() {
+        return Ok(());
+    }
+    let mut written: Vec<String> = state
+        .done
+        .values()
+        .flat_map(|(done, _)| done.outputs.iter().map(|o| o.path.clone()))
+        .collect();
+    if let Some(manifest) = manifest {
+        written.extend(manifest.files.into_iter().chain(manifest.sidecars).map(|f| f.path));
+        written.extend([MANIFEST.to_owned(), super::publish::SUMS.to_owned()]);
+    }
+    for name in small::list(output)? {
+        if name.ends_with(PART_SUFFIX) {
+            written.push(name);
+        }
+    }
+    for name in written {
+        crate::io::root::check_name(&name)?;
+        small::remove(&output.join(name))?;
+    }
+    small::remove_folder(&journal::folder(output))
+}
+
+fn read_manifest(output: &Path) -> Result<Option<ManifestHead>> {
+    let path = output.join(MANIFEST);
+    if small::size(&path).is_none() {
+        return Ok(None);
+    }
+    let bytes = small::read(&path, MAX_MANIFEST)?;
+    serde_json::from_slice(&bytes).map(Some).map_err(|e| {
+        Error::new(Kind::Foreign, format!("unreadable manifest: {e}"))
+            .at(path)
+            .hint("choose another folder with -o")
+    })
+}
+
+impl State {
+    /// Forgets what no longer holds: tasks whose source files changed since, and files that are
+    /// not what was recorded. Says so.
+    pub fn drop_stale(&mut self, run: &Run, output: &Path, here: &str) {
+        for (task, digest) in run.plan.tasks.iter().zip(&run.digests) {
+            let changed = |place: &str, sources: &[super::sources::SourceStamp]| {
+                place == here && sources != current_stamps(run.catalog, task)
+            };
+            let stale_done = self.done.get(digest).is_some_and(|(done, place)| {
+                changed(place, &done.sources) || !files_stand(done, output)
+            });
+            let stale_point = self
+                .points
+                .get(digest)
+                .is_some_and(|(point, place)| changed(place, &point.sources));
+            if stale_done || stale_point {
+                self.done.remove(digest);
+                self.points.remove(digest);
+                run.progress
+                    .note(format!("{}: its source or output changed; written again", task.name));
+            }
+        }
+    }
+}
+
+fn files_stand(done: &journal::DoneRecord, output: &Path) -> bool {
+    done.outputs.iter().all(|o| small::size(&output.join(&o.path)) == Some(o.size))
+}
+
+/// Bytes that the whole of `plan` still takes on the disk of `output`.
+pub fn needed(output: &Path, plan: &Plan) -> u64 {
+    let tasks: Vec<&Task> = plan.tasks.iter().collect();
+    bytes_to_come(output, &tasks) + plan.sidecars.iter().map(|s| s.size).sum::<u64>()
+}
+
+fn bytes_to_come(output: &Path, tasks: &[&Task]) -> u64 {
+    let held = |path: &str| {
+        let path = output.join(path);
+        allocated(&path) + allocated(&small::part_path(&path))
+    };
+    tasks.iter().flat_map(|t| &t.outputs).map(|o| o.size.saturating_sub(held(&o.path))).sum()
+}
+
+/// Fails unless everything that is still to be written fits on the disk.
+pub fn check_space(output: &Path, tasks: &[&Task], sidecar_bytes: u64) -> Result<()> {
+    let needed = bytes_to_come(output, tasks) + sidecar_bytes;
+    let free = small::free_space(output)?;
+    let files = tasks.iter().map(|t| t.outputs.len() as u64).sum::<u64>() + 64;
+    if needed <= free.bytes && files <= free.inodes {
+        return Ok(());
+    }
+    let message = if needed > free.bytes {
+        format!("{needed} bytes are needed, {} are free", free.bytes)
+    } else {
+        format!("{files} files are needed, the file system takes {} more", free.inodes)
+    };
+    Err(Error::new(Kind::Space, message)
+        .at(output)
+        .hint("free some space, or choose another disk with -o"))
+}
+
+/// Bytes that a file occupies on the disk.
+fn allocated(path: &PathBuf) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    path.metadata().map_or(0, |m| m.blocks() * 512)
+}

@@ -1,0 +1,214 @@
+//! One task as a ring of slots.
+//!
+//! ```text
+//!   free slots ──► encoders (read, transform) ──► hasher (in order) ──► writer ──► free slots
+//! ```
+//!
+//! Windows are taken in order together with a free slot, finished in any order, hashed in order
+//! and written in order. SHA-256 is the slowest stage, so nothing else happens in its thread.
+//! The journal's points pass through the same channels, so that a point is recorded only after
+//! every byte before it is durable.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Mutex, PoisonError};
+
+use super::budget::{Budget, ENCODERS, SLOTS};
+use super::fold::{DoneOutput, Fold, SavedFold, TensorReport};
+use super::progress::Progress;
+use super::slot::{Piece, Slot, Work};
+use super::window::{Window, Windows};
+use crate::error::{Error, Result};
+use crate::io::PartWriter;
+
+/// What the writer is told.
+enum Order {
+    /// Write a slot's pieces and give it back.
+    Slot(Box<Slot>),
+    /// Make everything durable and record the state.
+    Point(Box<SavedFold>),
+}
+
+/// A finished window.
+struct Filled {
+    window: Window,
+    slot: Box<Slot>,
+}
+
+/// The first thing that went wrong, by the order of the plan.
+#[derive(Default)]
+struct Failure(Mutex<Option<(u64, Error)>>);
+
+impl Failure {
+    fn set(&self, sequence: u64, error: Error) {
+        let mut first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.as_ref().is_none_or(|(s, _)| sequence < *s) {
+            *first = Some((sequence, error));
+        }
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    fn into_result(self) -> Result<()> {
+        let first = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        first.map_or(Ok(()), |(_, error)| Err(error))
+    }
+}
+
+/// A task ready to run.
+pub(super) struct Pipeline<'a> {
+    pub work: Work<'a>,
+    pub budget: Budget,
+    /// Bytes of output between two points.
+    pub point_every: u64,
+    pub progress: &'a Progress,
+    /// Records a point; called after everything before it is durable.
+    pub record: &'a (dyn Fn(SavedFold) -> Result<()> + Sync),
+}
+
+impl Pipeline<'_> {
+    /// Runs the task to its end: `headers` are the first pieces of outputs that start now. The
+    /// writers come back complete but not yet renamed.
+    pub(super) fn run(
+        &self,
+        fold: Fold,
+        headers: Vec<Piece>,
+        mut writers: Vec<PartWriter>,
+    ) -> Result<(Vec<DoneOutput>, Vec<TensorReport>, Vec<PartWriter>)> {
+        let start = fold.position();
+        let windows = Windows::new(self.work.task, self.work.sources, self.budget.window, start)?;
+        self.write_pieces(&mut writers, &Slot::holding(headers))?;
+        let failure = Failure::default();
+        let (free_in, free_out) = channel::<Box<Slot>>();
+        let (filled_in, filled_out) = sync_channel::<Filled>(SLOTS);
+        let (orders_in, orders_out) = sync_channel::<Order>(SLOTS);
+        for _ in 0..SLOTS {
+            let _ = free_in.send(Box::default());
+        }
+        let dispatch = Mutex::new((windows, free_out));
+        let panicked = || Error::internal("a worker thread panicked");
+        let (fold, writers) = std::thread::scope(|scope| {
+            let mut encoders = Vec::new();
+            for _ in 0..ENCODERS {
+                let filled_in = filled_in.clone();
+                let (dispatch, failure) = (&dispatch, &failure);
+                encoders.push(scope.spawn(move || self.encode(dispatch, &filled_in, failure)));
+            }
+            drop(filled_in);
+            let hasher = scope.spawn(|| self.hash(fold, filled_out, orders_in, &failure));
+            let writer = scope.spawn(|| self.write(writers, orders_out, free_in, &failure));
+            let encoded = encoders.into_iter().map(|e| e.join().map_err(|_| panicked()));
+            let encoded: Result<Vec<()>> = encoded.collect();
+            let fold = hasher.join().map_err(|_| panicked());
+            let writers = writer.join().map_err(|_| panicked());
+            encoded.and(fold.and_then(|fold| Ok((fold, writers?))))
+        })?;
+        failure.into_result()?;
+        if self.progress.stopped() {
+            return Err(Error::cancelled());
+        }
+        let (outputs, reports) = fold.finish()?;
+        Ok((outputs, reports, writers))
+    }
+
+    fn encode(
+        &self,
+        dispatch: &Mutex<(Windows, Receiver<Box<Slot>>)>,
+        filled: &SyncSender<Filled>,
+        failure: &Failure,
+    ) {
+        while !self.progress.stopped() && !failure.is_set() {
+            let taken = {
+                let mut dispatch = dispatch.lock().unwrap_or_else(PoisonError::into_inner);
+                // The slot first: a window once taken must be finished, or those behind it wait.
+                let Ok(slot) = dispatch.1.recv() else { return };
+                match dispatch.0.next() {
+                    Ok(Some(window)) => Filled { window, slot },
+                    Ok(None) => return,
+                    Err(error) => return failure.set(u64::MAX, error),
+                }
+            };
+            let Filled { window, mut slot } = taken;
+            if let Err(error) = slot.process(&self.work, &window) {
+                return failure.set(window.sequence, error);
+            }
+            if filled.send(Filled { window, slot }).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn hash<'f>(
+        &self,
+        mut fold: Fold<'f>,
+        filled: Receiver<Filled>,
+        orders: SyncSender<Order>,
+        failure: &Failure,
+    ) -> Fold<'f> {
+        let mut early: BTreeMap<u64, Filled> = BTreeMap::new();
+        let mut due = 0;
+        let mut since_point = 0u64;
+        for arrived in filled {
+            early.insert(arrived.window.sequence, arrived);
+            while let Some(Filled { window, mut slot }) = early.remove(&due) {
+                due += 1;
+                if let Err(error) = fold.take(&window, &mut slot) {
+                    failure.set(window.sequence, error);
+                    return fold;
+                }
+                since_point +=
+                    slot.pieces.iter().map(|p| slot.bytes(&p.place).len() as u64).sum::<u64>();
+                if orders.send(Order::Slot(slot)).is_err() {
+                    return fold;
+                }
+                if since_point >= self.point_every {
+                    since_point = 0;
+                    let _ = orders.send(Order::Point(Box::new(fold.save())));
+                }
+            }
+        }
+        // Stopped midway: what is hashed is kept, so that nothing of it is done twice.
+        let stopped = self.progress.stopped() || failure.is_set();
+        if stopped && since_point > 0 {
+            let _ = orders.send(Order::Point(Box::new(fold.save())));
+        }
+        fold
+    }
+
+    fn write(
+        &self,
+        mut writers: Vec<PartWriter>,
+        orders: Receiver<Order>,
+        free: Sender<Box<Slot>>,
+        failure: &Failure,
+    ) -> Vec<PartWriter> {
+        for order in orders {
+            let done = match order {
+                Order::Slot(slot) => self.write_pieces(&mut writers, &slot).map(|()| {
+                    // Nobody waits for slots any more once the encoders have ended.
+                    let _ = free.send(slot);
+                }),
+                Order::Point(saved) => writers
+                    .iter_mut()
+                    .try_for_each(PartWriter::sync_point)
+                    .and_then(|()| (self.record)(*saved)),
+            };
+            if let Err(error) = done {
+                failure.set(0, error);
+                return writers;
+            }
+        }
+        writers
+    }
+
+    fn write_pieces(&self, writers: &mut [PartWriter], slot: &Slot) -> Result<()> {
+        for piece in &slot.pieces {
+            let bytes = slot.bytes(&piece.place);
+            writers[piece.output as usize].write(bytes)?;
+            self.progress.add_written(bytes.len() as u64);
+        }
+        Ok(())
+    }
+}

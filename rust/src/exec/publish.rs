@@ -1,0 +1,135 @@
+//! The end of a run: index, config and other small files, then SHA256SUMS, the manifest last.
+
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use super::executor::{Outcome, Run};
+use super::fold::DoneOutput;
+use super::hash::hex;
+use super::journal::{self, State};
+use super::manifest::Manifest;
+use crate::catalog::MANIFEST;
+use crate::error::{Error, Kind, Result};
+use crate::io::{AlignedBuf, Mode, Root, SourceFile, small};
+use crate::plan::{Sidecar, SidecarContent};
+
+/// Name of the checksum file.
+pub const SUMS: &str = "SHA256SUMS";
+/// Largest small file.
+const MAX_SIDECAR: u64 = 512 << 20;
+/// Bytes read at a time when an output is compared.
+const CHUNK: usize = 8 << 20;
+
+/// Publishes if every task is done and nobody else is publishing.
+pub(super) fn finish_if_last(run: &Run, state: &State) -> Result<Outcome> {
+    let output = &run.options.output;
+    if !run.digests.iter().all(|d| state.done.contains_key(d)) {
+        if output.join(MANIFEST).exists() {
+            // Another worker recorded the last task after this one had looked, and published.
+            return Ok(Outcome::Complete);
+        }
+        return Ok(Outcome::ShareComplete);
+    }
+    let claim = journal::folder(output).join("finish");
+    let worker = run.options.worker;
+    let claimed = small::claim(&claim, format!("{}/{}\n", worker.index, worker.count).as_bytes())?;
+    if !claimed && worker.count > 1 {
+        return Ok(Outcome::ShareComplete);
+    }
+    finish(run, state)
+}
+
+/// Publishes whatever a stale claim says (`run --finish`). [`Kind::Usage`] if tasks are missing.
+pub fn finish(run: &Run, state: &State) -> Result<Outcome> {
+    let output = &run.options.output;
+    let tasks = run.plan.tasks.iter().zip(&run.digests);
+    let missing: Vec<String> =
+        tasks.filter(|(_, d)| !state.done.contains_key(*d)).map(|(t, _)| t.name.clone()).collect();
+    if !missing.is_empty() {
+        return Err(Error::usage(format!("{} tasks are not done", missing.len()))
+            .at(output)
+            .details(missing)
+            .hint("run the workers that are missing, then --finish again"));
+    }
+    let manifest = Manifest::new(run, state)?;
+    let mut sums =
+        String::from("# self-attested by lingconv: digests of what it wrote, no outside source\n");
+    let files = state_files(run, state);
+    let sidecars = run.plan.sidecars.iter().map(|s| (s.path.as_str(), s.sha256.as_str()));
+    let mut lines: Vec<(&str, &str)> = files.chain(sidecars).collect();
+    lines.sort_unstable();
+    for (path, sha256) in lines {
+        sums.push_str(&sum_line(path, sha256));
+    }
+    for sidecar in &run.plan.sidecars {
+        write_sidecar(run, sidecar)?;
+    }
+    small::write_durable(&output.join(SUMS), sums.as_bytes())?;
+    let json = serde_json::to_vec(&manifest)
+        .map_err(|e| Error::internal(format!("cannot write JSON: {e}")))?;
+    small::write_durable(&output.join(MANIFEST), &json)?;
+    small::remove_folder(&journal::folder(output))?;
+    Ok(Outcome::Complete)
+}
+
+fn state_files<'a>(run: &Run, state: &'a State) -> impl Iterator<Item = (&'a str, &'a str)> {
+    let done: Vec<_> = run.digests.iter().filter_map(|d| state.done.get(d)).collect();
+    done.into_iter()
+        .flat_map(|(d, _)| d.outputs.iter().map(|o| (o.path.as_str(), o.sha256.as_str())))
+}
+
+/// A line of SHA256SUMS as GNU coreutils writes it: names with a backslash or newline are escaped.
+fn sum_line(path: &str, sha256: &str) -> String {
+    if path.contains(['\\', '\n', '\r']) {
+        let escaped = path.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r");
+        return format!("\\{sha256}  {escaped}\n");
+    }
+    format!("{sha256}  {path}\n")
+}
+
+fn write_sidecar(run: &Run, sidecar: &Sidecar) -> Result<()> {
+    let path = run.options.output.join(&sidecar.path);
+    if let Some(folder) = path.parent() {
+        small::create_folder(folder)?;
+    }
+    let carried;
+    let bytes = match &sidecar.content {
+        SidecarContent::Bytes(bytes) => bytes,
+        SidecarContent::Source => {
+            let found = run.catalog.root.read(&sidecar.path, MAX_SIDECAR)?.unwrap_or_default();
+            if hex(&Sha256::digest(&found)) != sidecar.sha256 {
+                return Err(Error::new(Kind::Io, "the source's file changed after it was planned")
+                    .at(run.catalog.root.path().join(&sidecar.path))
+                    .hint("run the command again once nothing writes to the source"));
+            }
+            carried = found;
+            &carried
+        }
+    };
+    small::write_durable(&path, bytes)
+}
+
+/// Reads an output back from the disk and compares it with what was written (`--paranoid`). The
+/// file still has its `.part` name.
+pub(super) fn compare_on_disk(output: &Path, done: &DoneOutput) -> Result<()> {
+    let root = Root::open(output)?;
+    let name = format!("{}{}", done.path, crate::io::PART_SUFFIX);
+    let file = SourceFile::open(&root, &name, Mode::Direct)?;
+    file.drop_cache();
+    let (mut hash, mut buffer) = (Sha256::new(), AlignedBuf::default());
+    let mut offset = 0;
+    while offset < done.size {
+        let length = (done.size - offset).min(CHUNK as u64) as usize;
+        let range = file.read(&mut buffer, offset, length)?;
+        hash.update(&buffer.bytes()[range]);
+        offset += length as u64;
+    }
+    let found = hex(&hash.finalize());
+    if found == done.sha256 {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Io, format!("the disk returns {found}, written was {}", done.sha256))
+        .at(output.join(&done.path))
+        .hint("the disk, controller or memory is faulty; do not trust this machine's files"))
+}

@@ -1,0 +1,191 @@
+//! Plans as data.
+
+use std::ops::Range;
+
+use serde::{Serialize, Serializer};
+use sha2::{Digest, Sha256};
+
+use super::request::Request;
+use crate::error::Result;
+use crate::exec::hash::hex;
+use crate::header::{self, Entry};
+use crate::transform::Op;
+
+/// Version of the planners' output; part of the plan digest.
+pub const FORMAT: u32 = 1;
+
+/// Everything that will be written.
+#[derive(Debug)]
+pub struct Plan {
+    /// What was asked for.
+    pub request: Request,
+    /// Digest of the source's headers and config.
+    pub catalog_digest: String,
+    /// Independent units of work.
+    pub tasks: Vec<Task>,
+    /// Source tensors that are in no output, each with its reason.
+    pub dropped: Vec<Dropped>,
+    /// Small files: config, index, tokenizer, remote code.
+    pub sidecars: Vec<Sidecar>,
+    /// Differences between the source's config.json and the output's, for people.
+    pub config_changes: Vec<String>,
+    /// What the user should know before starting.
+    pub warnings: Vec<String>,
+}
+
+/// A set of outputs fed by the same source bytes, and the steps that produce them.
+///
+/// Steps are in the order in which every output is written front to back: an output's targets
+/// follow one another without gaps.
+#[derive(Debug, Clone, Serialize)]
+pub struct Task {
+    /// Name for progress and messages: the first output's path.
+    pub name: String,
+    /// Files this task writes, and nobody else.
+    pub outputs: Vec<OutputFile>,
+    /// What is done, in order.
+    pub steps: Vec<Step>,
+}
+
+/// A safetensors file to be written.
+#[derive(Debug, Clone, Serialize)]
+pub struct OutputFile {
+    /// Path relative to the output folder.
+    pub path: String,
+    /// Tensors in the order of their data.
+    #[serde(serialize_with = "entries")]
+    pub tensors: Vec<Entry>,
+    /// Bytes of prefix and header.
+    pub data_start: u64,
+    /// Bytes of the whole file.
+    pub size: u64,
+}
+
+/// One source tensor, read once, and where its rectangles go.
+#[derive(Debug, Clone, Serialize)]
+pub struct Step {
+    /// Tensor of the catalog, read as a `rows` × `cols` matrix.
+    pub source: u32,
+    /// Rows of the matrix.
+    pub rows: u64,
+    /// Columns of the matrix; see [`Op::source_unit`] for their width.
+    pub cols: u64,
+    /// What happens to it.
+    pub op: Op,
+    /// Where the result goes; a window of rows is handed out in this order.
+    pub targets: Vec<Target>,
+}
+
+/// A rectangle of a step's matrix that is appended to an output tensor.
+#[derive(Debug, Clone, Serialize)]
+pub struct Target {
+    /// Output of the task.
+    pub output: u32,
+    /// Tensor of that output.
+    pub tensor: u32,
+    /// Rows of the step's matrix.
+    pub rows: Range<u64>,
+    /// Columns of the step's matrix.
+    pub cols: Range<u64>,
+    /// Tensor of the same output that receives the scales of an encode; it lies behind `tensor`,
+    /// since a block's scale is known only after the block was read.
+    pub scale: Option<u32>,
+}
+
+/// A source tensor that is not written.
+#[derive(Debug, Clone, Serialize)]
+pub struct Dropped {
+    /// Tensor of the catalog.
+    pub tensor: u32,
+    /// Why.
+    pub reason: &'static str,
+}
+
+/// A small file of the output.
+#[derive(Debug, Clone, Serialize)]
+pub struct Sidecar {
+    /// Path relative to the output folder.
+    pub path: String,
+    /// Bytes.
+    pub size: u64,
+    /// SHA-256 of the content.
+    pub sha256: String,
+    /// Where the content comes from.
+    #[serde(skip)]
+    pub content: SidecarContent,
+}
+
+/// Content of a [`Sidecar`].
+#[derive(Debug, Clone)]
+pub enum SidecarContent {
+    /// Carried over from the source's file of the same name.
+    Source,
+    /// Made by the planner.
+    Bytes(Vec<u8>),
+}
+
+impl OutputFile {
+    /// Lays out `tensors` one after another behind their header.
+    pub fn new(path: String, mut tensors: Vec<Entry>) -> Result<Self> {
+        let data = header::lay_out(&mut tensors)?;
+        let data_start = header::encode(&tensors)?.len() as u64;
+        Ok(Self { path, tensors, data_start, size: data_start + data })
+    }
+}
+
+impl Task {
+    /// Digest of everything the task does; equal digests mean equal output bytes for one source.
+    pub fn digest(&self) -> String {
+        let mut hash = Sha256::new();
+        feed(&mut hash, self);
+        hex(&hash.finalize())
+    }
+
+    /// Bytes of all outputs.
+    pub fn bytes(&self) -> u64 {
+        self.outputs.iter().map(|o| o.size).sum()
+    }
+}
+
+impl Plan {
+    /// SHA-256 over what is read and what is written; the same on every machine.
+    pub fn digest(&self) -> String {
+        let mut hash = Sha256::new();
+        feed(&mut hash, &(FORMAT, &self.catalog_digest, &self.dropped, &self.sidecars));
+        for task in &self.tasks {
+            feed(&mut hash, task);
+        }
+        hex(&hash.finalize())
+    }
+
+    /// Bytes of all files to be written.
+    pub fn bytes(&self) -> u64 {
+        self.tasks.iter().map(Task::bytes).sum::<u64>()
+            + self.sidecars.iter().map(|s| s.size).sum::<u64>()
+    }
+}
+
+struct HashWriter<'a>(&'a mut Sha256);
+
+impl std::io::Write for HashWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn feed(hash: &mut Sha256, value: &impl Serialize) {
+    let writer = std::io::BufWriter::with_capacity(1 << 16, HashWriter(hash));
+    // Plans hold only strings and numbers, and the writer cannot fail.
+    let _ = serde_json::to_writer(writer, value);
+}
+
+fn entries<S: Serializer>(
+    tensors: &[Entry],
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_seq(tensors.iter().map(|t| (&t.name, t.dtype, &t.shape)))
+}

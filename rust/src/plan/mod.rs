@@ -1,0 +1,37 @@
+//! What will be written, as data: a pure function of a catalog and a request.
+//!
+//! - [`data`]: tasks, steps, targets, outputs
+//! - [`request`]: what the user asked for, as it is saved and recorded
+//! - [`check`]: the proof that a plan writes every byte once and loses nothing; shares no code
+//!   with the planners
+//! - [`quantize`], [`dequantize`]: one planner a verb, over [`shard_task`] and [`select`]
+//! - [`sidecars`]: config.json, index and the files carried over
+//! - [`saved`]: plans on disk, which `run` executes only if they can be derived again exactly
+
+pub mod check;
+pub mod data;
+pub mod dequantize;
+pub mod explain;
+pub mod quantize;
+pub mod request;
+pub mod saved;
+mod select;
+mod shard_task;
+pub mod sidecars;
+pub mod summary;
+
+pub use data::{Dropped, OutputFile, Plan, Sidecar, SidecarContent, Step, Target, Task};
+pub use request::{Request, Verb};
+
+use crate::catalog::Catalog;
+use crate::error::Result;
+
+/// Plans a request and proves the plan.
+pub fn build(catalog: &Catalog, request: &Request) -> Result<Plan> {
+    let plan = match request.verb {
+        Verb::Quantize => quantize::plan(catalog, request)?,
+        Verb::Dequantize => dequantize::plan(catalog, request)?,
+    };
+    check::check(catalog, &plan)?;
+    Ok(plan)
+}

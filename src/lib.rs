@@ -1,0 +1,28 @@
+//! The Python face of `lingconv-core`: a table of names, and one file a verb.
+//!
+//! Large things are handles, small ones cross as JSON text; tensor bytes never cross.
+
+mod blocking;
+mod catalog;
+mod env;
+mod errors;
+mod plan;
+mod run;
+mod synth;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add("CoreError", module.py().get_type::<errors::CoreError>())?;
+    module.add_class::<catalog::Catalog>()?;
+    module.add_class::<plan::Plan>()?;
+    module.add_function(wrap_pyfunction!(run::run, module)?)?;
+    module.add_function(wrap_pyfunction!(run::finish, module)?)?;
+    module.add_function(wrap_pyfunction!(run::status, module)?)?;
+    module.add_function(wrap_pyfunction!(synth::synth, module)?)?;
+    module.add_function(wrap_pyfunction!(synth::presets, module)?)?;
+    module.add_function(wrap_pyfunction!(env::dialects, module)?)?;
+    module.add_function(wrap_pyfunction!(env::kernels, module)?)
+}

@@ -1,0 +1,82 @@
+//! Making, loading and describing plans.
+
+use std::path::PathBuf;
+
+use lingconv_core::exec::{budget, output};
+use lingconv_core::io::small;
+use lingconv_core::plan::saved::SavedPlan;
+use lingconv_core::plan::{self, Request, explain, summary};
+use pyo3::prelude::*;
+use serde_json::json;
+
+use crate::blocking::detached;
+use crate::catalog::Catalog;
+use crate::errors;
+
+/// What will be written, proved.
+#[pyclass(frozen)]
+pub struct Plan {
+    pub(crate) inner: plan::Plan,
+    summary: summary::Summary,
+}
+
+#[pymethods]
+impl Plan {
+    /// Plans a request, given as JSON.
+    #[staticmethod]
+    fn build(py: Python<'_>, catalog: &Catalog, request: &str) -> PyResult<Self> {
+        detached(py, || {
+            let inner = plan::build(&catalog.inner, &Request::parse(request)?)?;
+            let summary = summary::summarize(&catalog.inner, &inner)?;
+            Ok(Self { inner, summary })
+        })
+    }
+
+    /// Derives a saved plan again; refuses if source or plan differ from what was saved.
+    #[staticmethod]
+    fn load(py: Python<'_>, catalog: &Catalog, saved: &str) -> PyResult<Self> {
+        detached(py, || {
+            let inner = SavedPlan::parse(saved)?.derive(&catalog.inner)?;
+            let summary = summary::summarize(&catalog.inner, &inner)?;
+            Ok(Self { inner, summary })
+        })
+    }
+
+    /// The plan in numbers, as JSON `lingconv.plan/1`.
+    fn summary(&self, py: Python<'_>) -> PyResult<String> {
+        detached(py, || errors::json(&self.summary))
+    }
+
+    /// Where a tensor comes from and goes to, as JSON.
+    fn explain(&self, py: Python<'_>, catalog: &Catalog, tensor: &str) -> PyResult<String> {
+        detached(py, || errors::json(&explain::explain(&catalog.inner, &self.inner, tensor)?))
+    }
+
+    /// Text of the saved plan.
+    fn save(&self, py: Python<'_>) -> PyResult<String> {
+        detached(py, || errors::json(&SavedPlan::new(&self.inner, &self.summary)?))
+    }
+
+    /// The request, as JSON.
+    fn request(&self, py: Python<'_>) -> PyResult<String> {
+        detached(py, || errors::json(&self.inner.request))
+    }
+
+    /// Disk space needed and free at `output`, and the buffers that `memory` and `jobs` give.
+    #[pyo3(signature = (output, *, memory, jobs))]
+    fn space(&self, py: Python<'_>, output: PathBuf, memory: u64, jobs: usize) -> PyResult<String> {
+        detached(py, || {
+            let buffers = budget::budget(&self.inner, memory, jobs)?;
+            let free = small::free_space(&output)?.bytes;
+            let needed = output::needed(&output, &self.inner);
+            errors::json(&json!({
+                "needed": needed,
+                "free": free,
+                "jobs": buffers.jobs,
+                "window": buffers.window,
+                "output_buffer": buffers.output_buffer,
+                "buffers": buffers.total,
+            }))
+        })
+    }
+}

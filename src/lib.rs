@@ -2,6 +2,8 @@
 //!
 //! Large things are handles, small ones cross as JSON text; tensor bytes never cross.
 
+#![allow(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
+
 mod blocking;
 mod catalog;
 mod env;

@@ -159,7 +159,7 @@ impl Catalog {
         for (name, file) in &index.weight_map {
             match self.find(name) {
                 None => problems.push(format!("{name}: in no file, the index says {file}")),
-                Some(i) if Value::from(&*self.shard_of(i).name) != *file => {
+                Some(i) if Some(&*self.shard_of(i).name) != file.as_str() => {
                     let held = &self.shard_of(i).name;
                     problems.push(format!("{name}: in {held}, the index says {file}"));
                 }

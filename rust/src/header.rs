@@ -7,7 +7,7 @@
 //! because headers come from the internet.
 
 use std::borrow::Cow;
-use std::fmt;
+use std::fmt::{self, Write};
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -255,8 +255,8 @@ impl<'de> Deserialize<'de> for Metadata {
                 }
                 let mut keys: Vec<&str> = pairs.iter().map(|(k, _)| k.as_str()).collect();
                 keys.sort_unstable();
-                if let Some(pair) = keys.windows(2).find(|w| w[0] == w[1]) {
-                    return Err(de::Error::custom(format!("duplicate metadata key {:?}", pair[0])));
+                if keys.windows(2).any(|pair| pair[0] == pair[1]) {
+                    return Err(de::Error::custom("duplicate metadata key"));
                 }
                 Ok(Metadata(pairs))
             }
@@ -288,10 +288,12 @@ pub fn encode(tensors: &[Entry]) -> Result<Vec<u8>> {
     for t in tensors {
         let name = serde_json::Value::from(&*t.name);
         let shape = serde_json::Value::from(&*t.shape);
-        json.push_str(&format!(
-            r#",{name}:{{"dtype":"{}","shape":{shape},"data_offsets":[{},{}]}}"#,
-            t.dtype, t.begin, t.end
-        ));
+        let (dtype, begin, end) = (t.dtype, t.begin, t.end);
+        // Writing to a String cannot fail.
+        let _ = write!(
+            json,
+            r#",{name}:{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{begin},{end}]}}"#
+        );
     }
     json.push('}');
     let total = (PREFIX + json.len() as u64).next_multiple_of(DATA_ALIGNMENT);

@@ -11,6 +11,8 @@ pub const ENCODERS: usize = 2;
 /// Bytes of a window, source and result together: large enough for the disk, small enough that
 /// hashing finds the result in the cache.
 const WINDOW: u64 = 6 << 20;
+/// Smallest window, unless a step's least is larger.
+const MIN_WINDOW: u64 = 1 << 20;
 /// Buffer of one output.
 const OUTPUT: u64 = 2 << 20;
 /// Least buffer of one output.
@@ -45,18 +47,21 @@ pub fn budget(plan: &Plan, memory: u64, jobs: usize) -> Result<Budget> {
     let outputs = plan.tasks.iter().map(|t| t.outputs.len() as u64).max().unwrap_or(1);
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let wanted = if jobs == 0 { cores } else { jobs };
-    let window = WINDOW.max(least);
-    let job = |output_buffer: u64| SLOTS as u64 * window + outputs * output_buffer;
-    let jobs = (wanted.min(plan.tasks.len()).max(1)) as u64;
-    let share = |jobs: u64| memory / jobs;
-    let jobs = (1..=jobs).rev().find(|n| share(*n) >= job(MIN_OUTPUT)).ok_or_else(|| {
+    let smallest = MIN_WINDOW.max(least);
+    let job = |window: u64, output: u64| SLOTS as u64 * window + outputs * output;
+    let most = (wanted.min(plan.tasks.len()).max(1)) as u64;
+    let need = job(smallest, MIN_OUTPUT);
+    let jobs = (1..=most).rev().find(|n| memory / n >= need).ok_or_else(|| {
         Error::new(
             Kind::Space,
-            format!("--memory of {memory} bytes is too little: one job needs {}", job(MIN_OUTPUT)),
+            format!("--memory of {memory} bytes is too little: one job needs {need}"),
         )
-        .hint(format!("allow more: --memory {}M", job(MIN_OUTPUT).div_ceil(1 << 20)))
+        .hint(format!("allow more: --memory {}M", need.div_ceil(1 << 20)))
     })?;
-    let spare = share(jobs) - SLOTS as u64 * window;
-    let output_buffer = (spare / outputs.max(1)).clamp(MIN_OUTPUT, OUTPUT);
-    Ok(Budget { jobs: jobs as usize, window, output_buffer, total: jobs * job(output_buffer) })
+    let share = memory / jobs;
+    let window = ((share - outputs * MIN_OUTPUT) / SLOTS as u64).clamp(smallest, WINDOW.max(least));
+    let output_buffer =
+        ((share - SLOTS as u64 * window) / outputs.max(1)).clamp(MIN_OUTPUT, OUTPUT);
+    let total = jobs * job(window, output_buffer);
+    Ok(Budget { jobs: jobs as usize, window, output_buffer, total })
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::thread::ScopedJoinHandle;
 
 use serde::Serialize;
 
@@ -99,12 +100,8 @@ impl<'a> Run<'a> {
     pub fn execute(&self) -> Result<(Outcome, Vec<TensorReport>)> {
         let budget = budget(self.plan, self.options.memory, self.options.jobs)?;
         let digest = self.plan.digest();
-        if self.options.force {
-            if !matches!(inspect(self.output(), self.key, &digest), Ok(Found::Resumable(_))) {
-                reset(self.output())?;
-            }
-        }
-        if !self.options.resume {
+        let ours = || matches!(inspect(self.output(), self.key, &digest), Ok(Found::Resumable(_)));
+        if !self.options.resume || (self.options.force && !ours()) {
             reset(self.output())?;
         }
         let mut state = match inspect(self.output(), self.key, &digest)? {
@@ -175,10 +172,11 @@ impl<'a> Run<'a> {
         };
         std::thread::scope(|scope| {
             let jobs: Vec<_> = (0..budget.jobs).map(|_| scope.spawn(work)).collect();
-            let joined = jobs.into_iter().map(|job| job.join());
-            joined.fold(Ok(()), |all, one| {
-                all.and(one.map_err(|_| Error::internal("a job's thread panicked")))
-            })
+            let joined: Vec<_> = jobs.into_iter().map(ScopedJoinHandle::join).collect();
+            if joined.iter().any(std::result::Result::is_err) {
+                return Err(Error::internal("a job's thread panicked"));
+            }
+            Ok(())
         })?;
         self.progress.set_halt(false);
         match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {

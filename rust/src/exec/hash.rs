@@ -121,6 +121,7 @@ impl Xxh3 {
         u128::from(high) << 64 | u128::from(low)
     }
 
+    #[inline]
     fn fold_block(&mut self, block: &[u8]) {
         let mut lanes = self.lanes;
         for (n, stripe) in block.chunks_exact(STRIPE).enumerate() {
@@ -136,22 +137,28 @@ impl Xxh3 {
 }
 
 /// Little-endian words of a slice.
-#[inline(always)]
 fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
     bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word))
 }
 
-#[inline(always)]
-fn accumulate(lanes: &mut [u64; 8], stripe: &[u8], secret: &[u8]) {
-    let mut data = [0u64; 8];
-    let mut product = [0u64; 8];
-    for (i, (word, key)) in words(stripe).zip(words(secret)).take(8).enumerate() {
-        let mixed = word ^ key;
-        data[i] = word;
-        product[i] = (mixed & 0xffff_ffff).wrapping_mul(mixed >> 32);
+/// Eight little-endian words from the start of a slice. Arrays of fixed size are what the compiler
+/// turns into vector code.
+#[inline]
+fn eight_words(bytes: &[u8]) -> [u64; 8] {
+    let mut words = [0; 8];
+    for (word, chunk) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
+        *word = u64::from_le_bytes(*chunk);
     }
+    words
+}
+
+#[inline]
+fn accumulate(lanes: &mut [u64; 8], stripe: &[u8], secret: &[u8]) {
+    let (data, key) = (eight_words(&stripe[..STRIPE]), eight_words(&secret[..STRIPE]));
     for i in 0..8 {
-        lanes[i] = lanes[i].wrapping_add(product[i]).wrapping_add(data[i ^ 1]);
+        let mixed = data[i] ^ key[i];
+        let product = (mixed & 0xffff_ffff).wrapping_mul(mixed >> 32);
+        lanes[i] = lanes[i].wrapping_add(product).wrapping_add(data[i ^ 1]);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The output folder: whether it is ours, what an earlier run left in it, whether there is room.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
 
@@ -198,7 +198,7 @@ pub fn check_space(output: &Path, tasks: &[&Task], sidecar_bytes: u64) -> Result
 }
 
 /// Bytes that a file occupies on the disk.
-fn allocated(path: &PathBuf) -> u64 {
+fn allocated(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     path.metadata().map_or(0, |m| m.blocks() * 512)
 }

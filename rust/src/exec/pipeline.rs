@@ -140,6 +140,7 @@ impl Pipeline<'_> {
         }
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "the writer ends when this end is dropped")]
     fn hash<'f>(
         &self,
         mut fold: Fold<'f>,
@@ -177,6 +178,7 @@ impl Pipeline<'_> {
         fold
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "the encoders end when this end is dropped")]
     fn write(
         &self,
         mut writers: Vec<PartWriter>,

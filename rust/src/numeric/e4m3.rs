@@ -3,6 +3,8 @@
 //! A code is a sign bit, four exponent bits (bias 7) and three mantissa bits. There is no infinity; `0x7F` and `0xFF`
 //! are NaN, so the largest finite magnitude is 448 (`0x7E`) and the smallest 2^-9 (`0x01`).
 
+use super::float::power_of_two;
+
 /// Largest finite magnitude.
 pub const MAX: f32 = 448.0;
 /// Code of [`MAX`].
@@ -46,14 +48,14 @@ const fn shift_to_nearest_even(significand: u32, shift: u32) -> u32 {
 }
 
 /// The value of a code; exact. The NaN codes give the quiet NaN `0x7FC00000` with their sign.
-pub fn decode(code: u8) -> f32 {
-    let mantissa = f32::from(code & 7);
+pub const fn decode(code: u8) -> f32 {
+    let mantissa = (code & 7) as f32;
     let magnitude = match (code >> 3) & 15 {
         15 if mantissa == 7.0 => f32::from_bits(0x7FC0_0000),
-        0 => mantissa * 2f32.powi(-9),
-        exponent => (8.0 + mantissa) * 2f32.powi(i32::from(exponent) - 10),
+        0 => mantissa * power_of_two(-9),
+        exponent => (8.0 + mantissa) * power_of_two(exponent as i32 - 10),
     };
-    f32::from_bits(magnitude.to_bits() | u32::from(code & 0x80) << 24)
+    f32::from_bits(magnitude.to_bits() | ((code & 0x80) as u32) << 24)
 }
 
 #[cfg(test)]

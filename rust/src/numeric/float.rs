@@ -53,16 +53,21 @@ pub const fn f32_to_bf16(value: f32) -> u16 {
 }
 
 /// The value of an F16 bit pattern; exact. NaN becomes `0x7FC00000` with its sign.
-pub fn f16_to_f32(bits: u16) -> f32 {
-    let mantissa = f32::from(bits & 0x3FF);
+pub const fn f16_to_f32(bits: u16) -> f32 {
+    let mantissa = (bits & 0x3FF) as f32;
     let magnitude = match (bits >> 10) & 0x1F {
-        0 => mantissa * 2f32.powi(-24),
+        0 => mantissa * power_of_two(-24),
         31 if mantissa == 0.0 => f32::INFINITY,
         31 => f32::from_bits(0x7FC0_0000),
-        exponent => (1024.0 + mantissa) * 2f32.powi(i32::from(exponent) - 25),
+        exponent => (1024.0 + mantissa) * power_of_two(exponent as i32 - 25),
     };
-    let sign = u32::from(bits & 0x8000) << 16;
-    f32::from_bits(magnitude.to_bits() | sign)
+    let sign = (bits & 0x8000) as u32;
+    f32::from_bits(magnitude.to_bits() | sign << 16)
+}
+
+/// 2^`exponent`, for the exponents of normal numbers.
+pub(super) const fn power_of_two(exponent: i32) -> f32 {
+    f32::from_bits(((exponent + 127) as u32) << 23)
 }
 
 #[cfg(test)]

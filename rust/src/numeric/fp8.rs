@@ -106,9 +106,8 @@ pub fn decode(level: Level, q: &Tile<'_>, grid: Grid, scales: &[f32], out: &mut 
     grid.check(q, scales.len());
     assert_eq!(out.len(), q.rows * q.cols * 2, "output of {}×{} BF16 elements", q.rows, q.cols);
     if level == Level::Scalar {
-        let elements = positions(q, grid).zip(out.as_chunks_mut().0);
-        for ((row, col, block), out) in elements {
-            let value = e4m3::decode(q.row(row, 1)[col]) * scales[block];
+        for (element, out) in elements(q, 1, grid).zip(out.as_chunks_mut().0) {
+            let value = e4m3::decode(element.bytes[0]) * scales[element.block];
             *out = f32_to_bf16(value).to_le_bytes();
         }
     } else {
@@ -122,16 +121,24 @@ fn check_encode(input: &Tile<'_>, float: Float, grid: Grid, scales: usize, q: us
     assert_eq!(q, input.rows * input.cols, "output of {}×{} codes", input.rows, input.cols);
 }
 
-/// Row, column and block of every element, row-major.
-fn positions(tile: &Tile<'_>, grid: Grid) -> impl Iterator<Item = (usize, usize, usize)> {
-    let (high, wide) = grid.block(tile.cols);
-    let (cols, blocks) = (tile.cols, tile.cols.div_ceil(wide));
-    (0..tile.rows)
-        .flat_map(move |row| (0..cols).map(move |col| (row, col, row / high * blocks + col / wide)))
+/// An element, and where it is.
+struct Element<'a> {
+    row: usize,
+    col: usize,
+    block: usize,
+    bytes: &'a [u8],
 }
 
-fn value(tile: &Tile<'_>, float: Float, row: usize, col: usize) -> f32 {
-    float.read(&tile.row(row, float.bytes())[col * float.bytes()..])
+/// Every element of a tile, `size` bytes each, row-major.
+fn elements<'a>(tile: &Tile<'a>, size: usize, grid: Grid) -> impl Iterator<Item = Element<'a>> {
+    let (high, wide) = grid.block(tile.cols);
+    let blocks = tile.cols.div_ceil(wide);
+    let tile = *tile;
+    (0..tile.rows).flat_map(move |row| {
+        let first = row / high * blocks;
+        let columns = tile.row(row, size).chunks_exact(size).enumerate();
+        columns.map(move |(col, bytes)| Element { row, col, block: first + col / wide, bytes })
+    })
 }
 
 fn define_scales(
@@ -141,8 +148,8 @@ fn define_scales(
     scales: &mut [f32],
 ) -> Result<(), NonFinite> {
     let mut largest = vec![0f32; scales.len()];
-    for (row, col, block) in positions(input, encoding.grid) {
-        let value = value(input, float, row, col);
+    for Element { row, col, block, bytes } in elements(input, float.bytes(), encoding.grid) {
+        let value = float.read(bytes);
         if !value.is_finite() {
             return Err(NonFinite { row, col, value });
         }
@@ -162,8 +169,8 @@ fn define_codes(
     scales: &[f32],
     q: &mut [u8],
 ) {
-    for ((row, col, block), code) in positions(input, grid).zip(q) {
-        let divided = value(input, float, row, col) / scales[block];
+    for (element, code) in elements(input, float.bytes(), grid).zip(q) {
+        let divided = float.read(element.bytes) / scales[element.block];
         *code = match quotient {
             Quotient::F32 => e4m3::encode(divided),
             Quotient::Bf16 => e4m3::encode(bf16_to_f32(f32_to_bf16(divided))),
@@ -173,7 +180,7 @@ fn define_codes(
 
 /// The first element of a tile that is NaN or infinite.
 pub(super) fn find_non_finite(tile: &Tile<'_>, float: Float) -> Option<NonFinite> {
-    positions(tile, Grid::Channel)
-        .map(|(row, col, _)| NonFinite { row, col, value: value(tile, float, row, col) })
+    elements(tile, float.bytes(), Grid::Channel)
+        .map(|Element { row, col, bytes, .. }| NonFinite { row, col, value: float.read(bytes) })
         .find(|element| !element.value.is_finite())
 }

@@ -243,16 +243,16 @@ fn encode_run<S: Source, const FMA: bool>(
     let reciprocal = FMA && S::SHORT && divisor.allows_reciprocal();
     match (quotient, reciprocal) {
         (Quotient::F32, true) => {
-            map_runs(weights, codes, |raw| code::<S, true, false>(raw, divisor))
+            map_runs(weights, codes, |raw| code::<S, true, false>(raw, divisor));
         }
         (Quotient::F32, false) => {
-            map_runs(weights, codes, |raw| code::<S, false, false>(raw, divisor))
+            map_runs(weights, codes, |raw| code::<S, false, false>(raw, divisor));
         }
         (Quotient::Bf16, true) => {
-            map_runs(weights, codes, |raw| code::<S, true, true>(raw, divisor))
+            map_runs(weights, codes, |raw| code::<S, true, true>(raw, divisor));
         }
         (Quotient::Bf16, false) => {
-            map_runs(weights, codes, |raw| code::<S, false, true>(raw, divisor))
+            map_runs(weights, codes, |raw| code::<S, false, true>(raw, divisor));
         }
     }
 }

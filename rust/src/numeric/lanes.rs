@@ -162,7 +162,7 @@ impl Divisor {
         let (mut high, mut low) = (0.0, 0.0);
         if FMA {
             high = 1.0 / scale;
-            low = high.mul_add(-scale, 1.0) * high;
+            low = high.mul_add(-scale, 1.0) / scale;
         }
         Self { scale, high, low }
     }

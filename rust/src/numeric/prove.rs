@@ -4,6 +4,9 @@
 //! them afresh and decoding again gives the same BF16 weights. (Fresh *codes* may differ: a power-of-two scale halves
 //! when a block's maximum has been rounded down to 224 steps.) The second law presupposes a BF16 source: where a
 //! maximum had more significant bits than BF16, a fresh scale differs in them.
+//!
+//! The laws look at codes and scales alone. They hold of most finite codes, so they do not show that a code is the right
+//! one for its weight: that takes the source.
 
 use super::float::Float;
 use super::fp8::{Encoding, decode, encode, encode_with_scales};

@@ -183,7 +183,7 @@ pub fn store_scales(scales: &[f32], stored: StoredScale, out: &mut Vec<u8>) {
     match stored {
         StoredScale::F32 => out.extend(scales.iter().flat_map(|scale| scale.to_le_bytes())),
         StoredScale::Bf16 => {
-            out.extend(scales.iter().flat_map(|&scale| f32_to_bf16(scale).to_le_bytes()))
+            out.extend(scales.iter().flat_map(|&scale| f32_to_bf16(scale).to_le_bytes()));
         }
     }
 }

@@ -137,15 +137,24 @@ impl<S: Source> Kernel for Measure<'_, S> {
         let (high, wide) = grid.block(input.cols);
         let blocks = input.cols.div_ceil(wide);
         let mut stripes = vec![ErrorStats::default(); input.rows.div_ceil(grid.stripe_rows())];
-        for (index, &scale) in scales.iter().enumerate() {
-            let rows = index / blocks * high..input.rows.min((index / blocks + 1) * high);
-            let cols = index % blocks * wide..input.cols.min((index % blocks + 1) * wide);
-            let mut sums = Sums::default();
+        let mut sums = vec![Sums::default(); blocks];
+        for first in (0..input.rows).step_by(high) {
+            let rows = first..input.rows.min(first + high);
+            let scales = &scales[first / high * blocks..][..blocks];
+            sums.fill(Sums::default());
             for row in rows.clone() {
-                let weights = &S::split(input.row(row, S::FLOAT.bytes()))[cols.clone()];
-                sums.add_row::<S>(weights, &q.row(row, 1)[cols.clone()], scale);
+                let weights = S::split(input.row(row, S::FLOAT.bytes())).chunks(wide);
+                let codes = q.row(row, 1).chunks(wide);
+                for (((weights, codes), &scale), sums) in
+                    weights.zip(codes).zip(scales).zip(&mut sums)
+                {
+                    sums.add_row::<S>(weights, codes, scale);
+                }
             }
-            stripes[rows.start / grid.stripe_rows()].merge(&sums.finish(rows.len() * cols.len()));
+            for (block, sums) in sums.iter().enumerate() {
+                let cols = wide.min(input.cols - block * wide);
+                stripes[first / grid.stripe_rows()].merge(&sums.finish(rows.len() * cols));
+            }
         }
         stripes
     }
@@ -154,7 +163,7 @@ impl<S: Source> Kernel for Measure<'_, S> {
 /// Independent partial sums: their number, not the width of a register, decides the order of additions.
 const LANES: usize = 16;
 
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Sums {
     saturated: [u32; LANES],
     underflowed: [u32; LANES],
@@ -170,14 +179,16 @@ impl Sums {
     fn add_row<S: Source>(&mut self, weights: &[S::Raw], codes: &[u8], scale: f32) {
         let (weight_runs, weight_rest) = weights.as_chunks::<LANES>();
         let (code_runs, code_rest) = codes.as_chunks::<LANES>();
+        let mut sums = *self;
         for (weights, codes) in weight_runs.iter().zip(code_runs) {
             for lane in 0..LANES {
-                self.add::<S>(lane, weights[lane], codes[lane], scale);
+                sums.add::<S>(lane, weights[lane], codes[lane], scale);
             }
         }
         for (lane, (&weight, &code)) in weight_rest.iter().zip(code_rest).enumerate() {
-            self.add::<S>(lane, weight, code, scale);
+            sums.add::<S>(lane, weight, code, scale);
         }
+        *self = sums;
     }
 
     #[inline(always)]
@@ -189,7 +200,8 @@ impl Sums {
         self.underflowed[lane] += u32::from(weight != 0.0) & u32::from(decoded == 0.0);
         let (weight, decoded) = (f64::from(weight), f64::from(decoded));
         let error = weight - decoded;
-        self.max_abs_error[lane] = error.abs().max(self.max_abs_error[lane]);
+        let worst = self.max_abs_error[lane];
+        self.max_abs_error[lane] = if error.abs() > worst { error.abs() } else { worst };
         self.signal[lane] += weight * weight;
         self.noise[lane] += error * error;
         self.decoded[lane] += decoded * decoded;

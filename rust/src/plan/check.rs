@@ -276,7 +276,3 @@ fn check_cover(step: &Step) -> Result<()> {
     });
     if covered { Ok(()) } else { Err(fail("a part of the source goes nowhere")) }
 }
-
-#[cfg(test)]
-#[path = "check_tests.rs"]
-mod tests;

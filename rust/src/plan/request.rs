@@ -35,6 +35,7 @@ impl Verb {
 /// text, not as paths.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "switches of a command line")]
 pub struct Request {
     /// What kind of plan to make.
     pub verb: Verb,

@@ -19,6 +19,7 @@ fn accepts_a_plain_header_and_sorts_by_data() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn refuses_what_two_readers_could_understand_differently() {
     let long_name = "n".repeat(MAX_NAME + 1);
     let cases = [

@@ -1,5 +1,5 @@
 //! Runs that are stopped and go on: same bytes, nothing read twice that was recorded.
-#![allow(missing_docs, clippy::disallowed_methods)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! A task that reads a layer once and scatters it to eight rank files, as resharding will.
-#![allow(missing_docs, clippy::disallowed_methods)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! Small checkpoints and plans for the integration tests.
-#![allow(dead_code, missing_docs, clippy::disallowed_methods)]
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;

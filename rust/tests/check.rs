@@ -103,8 +103,7 @@ fn mutations() -> Vec<(&'static str, Mutation)> {
         ("columns twice", |p| p.tasks[0].steps[0].targets[1].cols = 128..256),
         ("rows out of bounds", |p| p.tasks[0].steps[0].targets[0].rows = 0..300),
         ("rows upside down", |p| {
-            let (a, mut b) =
-                (p.tasks[0].steps[0].targets[0].clone(), p.tasks[0].steps[0].targets[0].clone());
+            let mut b = p.tasks[0].steps[0].targets[0].clone();
             b.rows = 0..128;
             p.tasks[0].steps[0].targets[0].rows = 128..256;
             p.tasks[0].steps[0].targets.insert(1, b);

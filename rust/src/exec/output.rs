@@ -102,6 +102,12 @@ pub fn reset(output: &Path) -> Result<()> {
     if manifest.is_none() && state.plan.is_none() {
         return Ok(());
     }
+    for name in small::list(&journal::folder(output))? {
+        if name.starts_with("journal.") {
+            // Fails if another process is at work here.
+            small::open_locked(&journal::folder(output).join(name))?;
+        }
+    }
     let mut written: Vec<String> = state
         .done
         .values()

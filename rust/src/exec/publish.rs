@@ -33,9 +33,13 @@ pub(super) fn finish_if_last(run: &Run, state: &State) -> Result<Outcome> {
     }
     let claim = journal::folder(output).join("finish");
     let worker = run.options.worker;
-    let claimed = small::claim(&claim, format!("{}/{}\n", worker.index, worker.count).as_bytes())?;
-    if !claimed && worker.count > 1 {
-        return Ok(Outcome::ShareComplete);
+    let content = format!("{}/{}\n", worker.index, worker.count);
+    match small::claim(&claim, content.as_bytes()) {
+        Ok(false) if worker.count > 1 => return Ok(Outcome::ShareComplete),
+        // The other worker has published and removed the folder in this very moment.
+        Err(_) if output.join(MANIFEST).exists() => return Ok(Outcome::Complete),
+        Err(error) => return Err(error),
+        Ok(_) => {}
     }
     finish(run, state)
 }

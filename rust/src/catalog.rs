@@ -3,7 +3,6 @@
 //! Shards are found through the index, not by their names. What is legal but odd becomes a
 //! warning; what makes the checkpoint ambiguous or incomplete is an error.
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -78,7 +77,8 @@ pub struct Catalog {
     pub indexed: bool,
     /// Legal oddities, for people.
     pub warnings: Vec<String>,
-    by_name: HashMap<Box<str>, u32>,
+    /// Positions of the tensors in the order of their names.
+    by_name: Vec<u32>,
 }
 
 #[derive(Deserialize)]
@@ -106,7 +106,7 @@ impl Catalog {
             config,
             indexed: index.is_some(),
             warnings: Vec::new(),
-            by_name: HashMap::new(),
+            by_name: Vec::new(),
         };
         for (name, read) in names.into_iter().zip(headers) {
             catalog.add_shard(name, read)?;
@@ -141,16 +141,20 @@ impl Catalog {
     }
 
     fn check_unique(&mut self) -> Result<()> {
-        self.by_name.reserve(self.tensors.len());
-        for (i, tensor) in self.tensors.iter().enumerate() {
-            if let Some(other) = self.by_name.insert(tensor.name.clone(), i as u32) {
-                let other = &self.shards[self.tensors[other as usize].shard as usize].name;
-                return Err(Error::invalid(format!("tensor is also in {other}"))
-                    .tensor(&*tensor.name)
-                    .at(self.root.path().join(&self.shards[tensor.shard as usize].name))
-                    .hint("shards of two downloads are mixed; download one revision into an empty folder"));
-            }
+        let mut by_name: Vec<u32> = (0..self.tensors.len() as u32).collect();
+        by_name.sort_unstable_by_key(|i| &*self.tensors[*i as usize].name);
+        let twice = by_name.windows(2).find(|w| self.tensor(w[0]).name == self.tensor(w[1]).name);
+        if let Some(&[first, second]) = twice {
+            let name = &*self.tensor(first).name;
+            let (one, other) = (self.shard_of(first), self.shard_of(second));
+            return Err(Error::invalid(format!("tensor is also in {}", one.name))
+                .tensor(name)
+                .at(self.root.path().join(&other.name))
+                .hint(
+                    "shards of two downloads are mixed; download one revision into an empty folder",
+                ));
         }
+        self.by_name = by_name;
         Ok(())
     }
 
@@ -189,7 +193,8 @@ impl Catalog {
 
     /// Position of a tensor by name.
     pub fn find(&self, name: &str) -> Option<u32> {
-        self.by_name.get(name).copied()
+        let found = self.by_name.binary_search_by_key(&name, |i| &*self.tensors[*i as usize].name);
+        found.ok().map(|at| self.by_name[at])
     }
 
     /// A tensor by position.

@@ -24,7 +24,8 @@ const MIN_OUTPUT: u64 = 256 << 10;
 pub struct Budget {
     /// Tasks at a time.
     pub jobs: usize,
-    /// Bytes of a window, source and result together.
+    /// Bytes of a window, source and result together; a step whose rows must stay together in
+    /// larger numbers takes as much as they need.
     pub window: u64,
     /// Bytes of the write buffer of each output.
     pub output_buffer: u64,
@@ -43,8 +44,7 @@ pub(super) fn row_bytes(step: &Step) -> u64 {
 /// Derives the buffers of `plan` from `memory` bytes and the `jobs` asked for (0: one a core).
 pub fn budget(plan: &Plan, memory: u64, jobs: usize) -> Result<Budget> {
     let steps = plan.tasks.iter().flat_map(|t| &t.steps);
-    let least = steps.map(|s| (row_bytes(s) * s.op.row_quantum().min(s.rows), s.source)).max();
-    let (least, _) = least.unwrap_or((0, 0));
+    let least = steps.map(|s| row_bytes(s) * s.op.row_quantum().min(s.rows)).max().unwrap_or(0);
     let outputs = plan.tasks.iter().map(|t| t.outputs.len() as u64).max().unwrap_or(1);
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let wanted = if jobs == 0 { cores } else { jobs };
@@ -60,9 +60,8 @@ pub fn budget(plan: &Plan, memory: u64, jobs: usize) -> Result<Budget> {
         .hint(format!("allow more: --memory {}M", need.div_ceil(1 << 20)))
     })?;
     let share = memory / jobs;
-    let window = ((share - outputs * MIN_OUTPUT) / SLOTS as u64).clamp(smallest, WINDOW.max(least));
-    let output_buffer =
-        ((share - SLOTS as u64 * window) / outputs.max(1)).clamp(MIN_OUTPUT, OUTPUT);
-    let total = jobs * job(window, output_buffer);
+    let slot = ((share - outputs * MIN_OUTPUT) / SLOTS as u64).clamp(smallest, WINDOW.max(least));
+    let output_buffer = ((share - SLOTS as u64 * slot) / outputs.max(1)).clamp(MIN_OUTPUT, OUTPUT);
+    let (window, total) = (slot.min(WINDOW), jobs * job(slot, output_buffer));
     Ok(Budget { jobs: jobs as usize, window, output_buffer, total })
 }

@@ -22,9 +22,9 @@ pub const CONFIG: &str = "config.json";
 /// Name of lingconv's own record of what it wrote.
 pub const MANIFEST: &str = "lingconv.manifest.json";
 /// Longest index; Ling-1T's FP8 form has 10 MB.
-const MAX_INDEX: u64 = 512 << 20;
+pub(crate) const MAX_INDEX: u64 = 512 << 20;
 /// Longest config.json.
-const MAX_CONFIG: u64 = 16 << 20;
+pub(crate) const MAX_CONFIG: u64 = 16 << 20;
 /// Threads that read headers: on a network file system the waiting adds up.
 const HEADER_THREADS: usize = 8;
 
@@ -291,7 +291,7 @@ fn shard_files(root: &Root) -> Result<Vec<String>> {
 }
 
 /// Reads a JSON object; `None` if the file does not exist.
-fn read_json(root: &Root, name: &str, limit: u64) -> Result<Option<Value>> {
+pub fn read_json(root: &Root, name: &str, limit: u64) -> Result<Option<Value>> {
     let Some(bytes) = root.read(name, limit)? else { return Ok(None) };
     match serde_json::from_slice(&bytes) {
         Ok(value @ Value::Object(_)) => Ok(Some(value)),
@@ -300,10 +300,15 @@ fn read_json(root: &Root, name: &str, limit: u64) -> Result<Option<Value>> {
     }
 }
 
-struct ReadHeader {
-    header: Header,
-    raw: Vec<u8>,
-    stamp: Stamp,
+/// A shard's header as it was read.
+#[derive(Debug)]
+pub struct ReadHeader {
+    /// The checked header.
+    pub header: Header,
+    /// Prefix and header as they are in the file.
+    pub raw: Vec<u8>,
+    /// Size and times of the file.
+    pub stamp: Stamp,
 }
 
 fn read_headers(root: &Root, names: &[String]) -> Result<Vec<ReadHeader>> {
@@ -325,7 +330,8 @@ fn read_headers(root: &Root, names: &[String]) -> Result<Vec<ReadHeader>> {
     })
 }
 
-fn read_header(root: &Root, name: &str) -> Result<ReadHeader> {
+/// Reads and checks the header of one shard.
+pub fn read_header(root: &Root, name: &str) -> Result<ReadHeader> {
     use std::os::unix::fs::FileExt;
     let file = root.file(name)?;
     let fail = |e: std::io::Error| Error::io("cannot read", root.path().join(name), &e);

@@ -96,6 +96,13 @@ impl Header {
         Ok(header)
     }
 
+    /// Bytes of data that an otherwise sound header asks for, whatever the file holds.
+    pub fn declared_length(json: &[u8]) -> Option<u64> {
+        let header: Self = serde_json::from_slice(json).ok()?;
+        let length = header.tensors.iter().map(|t| t.end).max().unwrap_or(0);
+        Self::parse(json, length).is_ok().then_some(length)
+    }
+
     fn check_names(&self) -> Result<()> {
         let mut names: Vec<&str> = self.tensors.iter().map(|t| &*t.name).collect();
         names.sort_unstable();

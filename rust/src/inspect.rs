@@ -6,6 +6,7 @@ use globset::Glob;
 use serde::Serialize;
 
 use crate::catalog::{Catalog, Tensor};
+use crate::companion::weight_of;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::model::{Group, Model};
@@ -98,7 +99,7 @@ pub struct TensorRow<'a> {
 
 /// A scale tensor and the weight it belongs to.
 fn weight_of_scale<'a>(catalog: &Catalog, tensor: &'a Tensor) -> Option<(&'a str, u32)> {
-    let weight = ["_scale_inv", "_scale"].iter().find_map(|s| tensor.name.strip_suffix(s))?;
+    let weight = Some(weight_of(&tensor.name)).filter(|w| w.len() < tensor.name.len())?;
     let index = catalog.find(weight)?;
     (catalog.tensor(index).dtype == Dtype::F8E4M3).then_some((weight, index))
 }

@@ -16,6 +16,7 @@
 //! [`synth`] makes checkpoints to rehearse with. Errors are [`error::Error`] everywhere.
 
 pub mod catalog;
+pub mod companion;
 pub mod dialect;
 pub mod dtype;
 pub mod error;

@@ -34,6 +34,7 @@ mod lanes;
 mod level;
 mod prove;
 mod scale;
+mod scan;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -47,5 +48,6 @@ pub use prove::{Law, Scratch, Unproven, prove};
 pub use scale::{
     Arith, BadScale, PowerOfTwo, ScaleDtype, ScaleRule, StoredScale, load_scales, store_scales,
 };
+pub use scan::{SCAN_PAGE, Scan, scan};
 pub use stats::{ErrorStats, measure};
 pub use tile::{Grid, NonFinite, Tile};

@@ -6,18 +6,13 @@
 use super::data::{Dropped, Plan};
 use super::request::Request;
 use super::select::in_mtp_layer;
-use super::shard_task::{matrix, plan_shards};
+use super::shard_task::plan_shards;
 use super::sidecars;
 use crate::catalog::{Catalog, Tensor};
+use crate::companion::{self, is_scale, weight_of};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::numeric::Grid;
-use crate::transform::{Op, scale_dtype_of};
-
-/// Suffixes of scale tensors, appended to the weight's name.
-const SCALE_SUFFIXES: [&str; 2] = ["_scale_inv", "_scale"];
-/// The one block size that checkpoints are published with.
-const BLOCK: Grid = Grid::Block { rows: 128, cols: 128 };
+use crate::transform::Op;
 
 /// Plans `dequantize`.
 pub fn plan(catalog: &Catalog, request: &Request) -> Result<Plan> {
@@ -81,8 +76,7 @@ fn find_decodes(catalog: &Catalog) -> (Vec<Option<Op>>, Vec<String>) {
     let used = scale_marks(catalog, &decodes);
     for (index, tensor) in catalog.tensors.iter().enumerate() {
         let weight = weight_of(&tensor.name);
-        let orphan =
-            weight.len() < tensor.name.len() && weight.ends_with(".weight") && !used[index];
+        let orphan = is_scale(&tensor.name) && !used[index];
         let reported =
             catalog.find(weight).is_some_and(|w| catalog.tensor(w).dtype == Dtype::F8E4M3);
         if orphan && !reported {
@@ -103,41 +97,12 @@ fn scale_marks(catalog: &Catalog, decodes: &[Option<Op>]) -> Vec<bool> {
     marks
 }
 
-/// The name of the weight that a scale belongs to; any other name as it is.
-fn weight_of(name: &str) -> &str {
-    SCALE_SUFFIXES.iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name)
-}
-
 fn find_scale(catalog: &Catalog, tensor: &Tensor) -> std::result::Result<Op, String> {
-    let (rows, cols) = matrix(tensor)
-        .ok_or_else(|| format!("FP8 of shape {:?}, a matrix is needed", tensor.shape))?;
-    let named = SCALE_SUFFIXES.iter().filter_map(|suffix| {
-        let name = format!("{}{suffix}", tensor.name);
-        catalog.find(&name).map(|index| (name, index))
-    });
-    let candidates: Vec<(String, u32)> = named.collect();
-    let (name, scale) = match candidates.as_slice() {
-        [] => return Err("no scale: neither …_scale_inv nor …_scale exists".into()),
-        [one] => one,
-        _ => return Err("two scales, …_scale_inv and …_scale".into()),
+    let lookup = |name: &str| {
+        let found = catalog.tensor(catalog.find(name)?);
+        Some((found.dtype, &*found.shape))
     };
-    let companion = catalog.tensor(*scale);
-    let dtype = companion.dtype;
-    let scale_dtype = scale_dtype_of(dtype).ok_or_else(|| format!("scale {name} is {dtype}"))?;
-    let shape_of = |grid: Grid| {
-        let (high, wide) = grid.scale_shape(rows as usize, cols as usize);
-        [high as u64, wide as u64]
-    };
-    let grid = match &*companion.shape {
-        shape if *shape == shape_of(BLOCK) => BLOCK,
-        [high, 1] | [high] if *high == rows => Grid::Channel,
-        shape => {
-            return Err(format!(
-                "scale {name} has shape {shape:?}; a weight of {rows}×{cols} needs {:?} for \
-                 128×128 blocks or [{rows}, 1] for channels",
-                shape_of(BLOCK)
-            ));
-        }
-    };
-    Ok(Op::Decode { grid, scale: *scale, scale_dtype })
+    let companion = companion::find(&tensor.name, &tensor.shape, lookup)?;
+    let scale = catalog.find(&companion.name).ok_or("no scale")?;
+    Ok(Op::Decode { grid: companion.grid, scale, scale_dtype: companion.dtype })
 }

@@ -29,7 +29,7 @@ fn entry(name: &str, dtype: Dtype, shape: &[u64]) -> Entry {
 }
 
 /// Rows and columns of a two-dimensional tensor.
-pub(super) fn matrix(tensor: &Tensor) -> Option<(u64, u64)> {
+fn matrix(tensor: &Tensor) -> Option<(u64, u64)> {
     match *tensor.shape {
         [rows, cols] => Some((rows, cols)),
         _ => None,

@@ -1,0 +1,65 @@
+# Targets need Python >= 3.10 and cargo; everything else comes from PyPI and crates.io into
+# .venv (or .venv-torch) and target.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH_VENV := .venv-torch
+TORCH_BIN := $(TORCH_VENV)/bin
+RUFF_SOURCES := lingconv tests
+
+.PHONY: build demo test test-rust test-python test-torch lint bench full clean
+
+build: $(VENV)/.ready
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet
+
+# The tools, and what the package needs at run time; the extension itself is built by `build`.
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip "maturin>=1.9,<2" uv
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet --extras dev
+	touch $@
+
+demo: build
+	$(BIN)/python tests/demo.py
+
+test: test-rust test-python
+
+test-rust:
+	cargo test --package lingconv-core
+
+test-python: build
+	$(BIN)/python -m pytest --ignore tests/torch --ignore tests/bench
+
+test-torch: build $(TORCH_VENV)/.ready
+	$(TORCH_BIN)/python -m pytest tests/torch
+
+$(TORCH_VENV)/.ready: $(VENV)/.ready
+	test -d $(TORCH_VENV) || $(BIN)/uv venv --quiet --python $(BIN)/python $(TORCH_VENV)
+	PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV=$(CURDIR)/$(TORCH_VENV) \
+		maturin develop --release --quiet --uv --extras dev,torch
+	touch $@
+
+lint: build
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	$(BIN)/ruff check $(RUFF_SOURCES)
+	$(BIN)/ruff format --check $(RUFF_SOURCES)
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest lingconv._core
+	$(BIN)/shellcheck .ci/run
+
+bench: build
+	cargo bench --package lingconv-core
+	$(BIN)/python tests/bench/run.py
+
+# Whole ranges in place of seeded samples.
+full: export LINGCONV_FULL = 1
+full: build
+	cargo test --release --package lingconv-core
+	$(BIN)/python -m pytest --ignore tests/torch --ignore tests/bench
+
+clean:
+	cargo clean
+	rm -rf $(VENV) $(TORCH_VENV) build lingconv/_core*.so
+	find . -name __pycache__ -prune -exec rm -rf {} +

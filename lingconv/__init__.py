@@ -1,0 +1,60 @@
+"""lingconv: streams Mixture-of-Experts checkpoints between BF16 and FP8.
+
+    >>> import lingconv
+    >>> catalog = lingconv.Catalog.open("Ling-1T")
+    >>> plan = lingconv.Plan.build(catalog, lingconv.Request("quantize", experts_only=True))
+    >>> plan.summary().encode.tensors
+    >>> lingconv.run(catalog, plan, "Ling-1T-fp8")
+
+Names are imported when they are first used, so that `import lingconv` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lingconv.api import (
+        Catalog,
+        Plan,
+        Request,
+        __version__,
+        dialects,
+        finish,
+        kernels,
+        presets,
+        run,
+        status,
+        synth,
+    )
+    from lingconv.errors import Error
+    from lingconv.records import Sample
+
+__all__ = [
+    "Catalog",
+    "Error",
+    "Plan",
+    "Request",
+    "Sample",
+    "__version__",
+    "dialects",
+    "finish",
+    "kernels",
+    "presets",
+    "run",
+    "status",
+    "synth",
+]
+_HOMES = {"Error": "lingconv.errors", "Sample": "lingconv.records"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOMES.get(name, "lingconv.api")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

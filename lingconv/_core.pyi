@@ -1,0 +1,84 @@
+"""The compiled core. Results are JSON text; `lingconv.api` gives them types."""
+
+from collections.abc import Callable
+from os import PathLike
+from typing import final
+
+__all__ = [
+    "Catalog",
+    "CoreError",
+    "Plan",
+    "__version__",
+    "dialects",
+    "finish",
+    "kernels",
+    "presets",
+    "run",
+    "status",
+    "synth",
+]
+
+__version__: str
+
+class CoreError(Exception):
+    kind: str
+    message: str
+    details: list[str]
+    path: str | None
+    tensor: str | None
+    hint: str | None
+    exit_code: int
+
+@final
+class Catalog:
+    @staticmethod
+    def open(path: str | PathLike[str], *, arch_file: str | None = None) -> Catalog: ...
+    def summary(self) -> str: ...
+    def tensors(self, *, glob: str | None = None) -> str: ...
+
+@final
+class Plan:
+    @staticmethod
+    def build(catalog: Catalog, request: str) -> Plan: ...
+    @staticmethod
+    def load(catalog: Catalog, saved: str) -> Plan: ...
+    def summary(self) -> str: ...
+    def explain(self, catalog: Catalog, tensor: str) -> str: ...
+    def save(self) -> str: ...
+    def request(self) -> str: ...
+    def space(self, output: str | PathLike[str], *, memory: int, jobs: int) -> str: ...
+
+def run(
+    catalog: Catalog,
+    plan: Plan,
+    *,
+    output: str | PathLike[str],
+    jobs: int,
+    memory: int,
+    io: str,
+    kernel: str | None,
+    paranoid: bool,
+    worker: tuple[int, int],
+    resume: bool,
+    force: bool,
+    tick: Callable[[str], None],
+) -> str: ...
+def finish(catalog: Catalog, plan: Plan, *, output: str | PathLike[str]) -> str: ...
+def status(catalog: Catalog, plan: Plan, *, output: str | PathLike[str]) -> str: ...
+def synth(
+    *,
+    preset: str,
+    output: str | PathLike[str],
+    layers: int | None,
+    experts: int | None,
+    seed: int,
+    shard_size: int | None,
+    mtp: bool,
+    fp8: bool,
+    sparse: bool,
+    jobs: int,
+    tick: Callable[[str], None],
+) -> str: ...
+def presets() -> list[str]: ...
+def dialects() -> str: ...
+def kernels() -> str: ...

@@ -1,0 +1,269 @@
+"""The Python API, and the only module that touches the compiled core.
+
+Tensor bytes never pass through here. Large things (`Catalog`, `Plan`) are handles, small ones are
+the dataclasses of `lingconv.records`. Every failure is an `Error`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lingconv import _core
+from lingconv.config import DEFAULT_MEMORY
+from lingconv.errors import Error
+from lingconv.records import (
+    Count,
+    Dialect,
+    DtypeRow,
+    Format,
+    Group,
+    Inspection,
+    Kernels,
+    PlanSummary,
+    RunResult,
+    Sample,
+    Space,
+    Status,
+    SynthResult,
+    Tensor,
+    TensorReport,
+    build,
+    build_all,
+)
+
+StrPath = str | os.PathLike[str]
+OnProgress = Callable[[Sample], None]
+
+__version__ = _core.__version__
+
+
+@contextmanager
+def _core_errors() -> Iterator[None]:
+    try:
+        yield
+    except _core.CoreError as error:
+        raise Error(
+            error.message,
+            kind=error.kind,
+            exit_code=error.exit_code,
+            details=error.details,
+            path=error.path,
+            tensor=error.tensor,
+            hint=error.hint,
+            text=str(error),
+        ) from None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for. Files of the user are given as text: plans hold no paths."""
+
+    verb: Literal["quantize", "dequantize"]
+    dialect: str = "deepseek"
+    dialect_file: str | None = None
+    arch_file: str | None = None
+    scale: Literal["f32", "ue8m0"] = "f32"
+    scale_arith: Literal["ieee", "cuda"] = "ieee"
+    only: list[str] = field(default_factory=list)
+    skip: list[str] = field(default_factory=list)
+    experts_only: bool = False
+    keep_nonfinite: bool = False
+    drop_mtp: bool = False
+    rope_yarn: float | None = None
+    prove: bool = False
+    report: bool = False
+
+
+class Catalog:
+    """A checkpoint folder, opened by its headers only."""
+
+    def __init__(self, handle: _core.Catalog) -> None:
+        self._handle = handle
+
+    @classmethod
+    def open(cls, path: StrPath, *, arch_file: str | None = None) -> Catalog:
+        """Open a folder; `arch_file` is the text of an architecture file."""
+        with _core_errors():
+            return cls(_core.Catalog.open(path, arch_file=arch_file))
+
+    def summary(self) -> Inspection:
+        """What the checkpoint is."""
+        with _core_errors():
+            data = json.loads(self._handle.summary())
+        return build(
+            Inspection,
+            data,
+            dtypes=build_all(DtypeRow, data["dtypes"]),
+            groups=build_all(Group, data["groups"]),
+            format=build(Format, data["format"]),
+        )
+
+    def tensors(self, glob: str | None = None) -> list[Tensor]:
+        """Tensors whose full name matches, in the order of the shards."""
+        with _core_errors():
+            return build_all(Tensor, json.loads(self._handle.tensors(glob=glob)))
+
+
+class Plan:
+    """What will be written, proved to write every byte once and to lose nothing."""
+
+    def __init__(self, catalog: Catalog, handle: _core.Plan) -> None:
+        self._catalog = catalog
+        self._handle = handle
+
+    @classmethod
+    def build(cls, catalog: Catalog, request: Request) -> Plan:
+        """Plan a request."""
+        with _core_errors():
+            return cls(catalog, _core.Plan.build(catalog._handle, json.dumps(asdict(request))))
+
+    @classmethod
+    def load(cls, catalog: Catalog, saved: str) -> Plan:
+        """Derive a saved plan, given as text, again; refuse if source or plan is another."""
+        with _core_errors():
+            return cls(catalog, _core.Plan.load(catalog._handle, saved))
+
+    def summary(self) -> PlanSummary:
+        """The plan in numbers."""
+        with _core_errors():
+            data = json.loads(self._handle.summary())
+        counts = {name: build(Count, data[name]) for name in _COUNTS}
+        groups = {name: build(Count, count) for name, count in data["keep_groups"].items()}
+        return build(PlanSummary, data, keep_groups=groups, **counts)
+
+    def explain(self, tensor: str) -> dict[str, Any]:
+        """Where a tensor of the source or the output comes from and goes to."""
+        with _core_errors():
+            found: dict[str, Any] = json.loads(self._handle.explain(self._catalog._handle, tensor))
+        return found
+
+    def save(self) -> str:
+        """Text of the saved plan."""
+        with _core_errors():
+            return self._handle.save()
+
+    def request(self) -> Request:
+        """The request that the plan was made for."""
+        with _core_errors():
+            return build(Request, json.loads(self._handle.request()))
+
+    def space(self, output: StrPath, *, memory: int = DEFAULT_MEMORY, jobs: int = 0) -> Space:
+        """Disk space needed and free at `output`, and the buffers of a run."""
+        with _core_errors():
+            return build(Space, json.loads(self._handle.space(output, memory=memory, jobs=jobs)))
+
+
+_COUNTS = ("encode", "decode", "keep", "dropped")
+
+
+def _tick(on_progress: OnProgress | None) -> Callable[[str], None]:
+    if on_progress is None:
+        return lambda _text: None
+    return lambda text: on_progress(build(Sample, json.loads(text)))
+
+
+def run(
+    catalog: Catalog,
+    plan: Plan,
+    output: StrPath,
+    *,
+    jobs: int = 0,
+    memory: int = DEFAULT_MEMORY,
+    io: Literal["auto", "direct", "buffered"] = "auto",
+    kernel: str | None = None,
+    paranoid: bool = False,
+    worker: tuple[int, int] = (1, 1),
+    resume: bool = True,
+    force: bool = False,
+    on_progress: OnProgress | None = None,
+) -> RunResult:
+    """Run a plan, or the share of worker I of N, and go on where an earlier run was stopped.
+
+    `on_progress` is called about every 50 ms on the calling thread. What it or a signal handler
+    raises stops the run, which keeps what can be resumed.
+    """
+    with _core_errors():
+        text = _core.run(
+            catalog._handle,
+            plan._handle,
+            output=output,
+            jobs=jobs,
+            memory=memory,
+            io=io,
+            kernel=kernel,
+            paranoid=paranoid,
+            worker=worker,
+            resume=resume,
+            force=force,
+            tick=_tick(on_progress),
+        )
+    data = json.loads(text)
+    return build(RunResult, data, reports=build_all(TensorReport, data["reports"]))
+
+
+def finish(catalog: Catalog, plan: Plan, output: StrPath) -> str:
+    """Publish a run whose tasks are all recorded; `complete` or `already_complete`."""
+    with _core_errors():
+        outcome: str = json.loads(_core.finish(catalog._handle, plan._handle, output=output))[
+            "outcome"
+        ]
+    return outcome
+
+
+def status(catalog: Catalog, plan: Plan, output: StrPath) -> Status:
+    """How far all workers have come."""
+    with _core_errors():
+        return build(Status, json.loads(_core.status(catalog._handle, plan._handle, output=output)))
+
+
+def synth(
+    preset: str,
+    output: StrPath,
+    *,
+    layers: int | None = None,
+    experts: int | None = None,
+    seed: int = 0,
+    shard_size: int | None = None,
+    mtp: bool = False,
+    fp8: bool = False,
+    sparse: bool = False,
+    jobs: int = 0,
+    on_progress: OnProgress | None = None,
+) -> SynthResult:
+    """Write a synthetic checkpoint with a real architecture's names and shapes."""
+    with _core_errors():
+        text = _core.synth(
+            preset=preset,
+            output=Path(output),
+            layers=layers,
+            experts=experts,
+            seed=seed,
+            shard_size=shard_size,
+            mtp=mtp,
+            fp8=fp8,
+            sparse=sparse,
+            jobs=jobs or os.cpu_count() or 1,
+            tick=_tick(on_progress),
+        )
+    return build(SynthResult, json.loads(text))
+
+
+def presets() -> list[str]:
+    """Names of the presets of `synth`, largest first."""
+    return _core.presets()
+
+
+def dialects() -> list[Dialect]:
+    """The built-in dialects."""
+    return build_all(Dialect, json.loads(_core.dialects()))
+
+
+def kernels() -> Kernels:
+    """Kernel levels of this CPU."""
+    return build(Kernels, json.loads(_core.kernels()))

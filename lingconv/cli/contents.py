@@ -1,0 +1,52 @@
+"""The commands, and the group that loads each when it is used."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+from lingconv.errors import EXIT_CODES
+
+COMMANDS = {
+    "inspect": "What a checkpoint is: model, bytes by role, number format, health of its headers.",
+    "plan": "Build, prove and print what a command would do; the same as its --dry-run.",
+    "quantize": "Turn BF16, F16 or F32 weights into FP8.",
+    "dequantize": "Turn FP8 weights of any dialect into BF16.",
+    "run": "Execute a saved plan, on one machine or several.",
+    "synth": "Write a made-up checkpoint with a real model's names and shapes.",
+    "env": "Settings and where each comes from, and what this CPU offers.",
+    "completion": "Print the completion script of a shell.",
+}
+
+
+def exit_codes() -> str:
+    """The end of every help page."""
+    lines = [f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items()]
+    return "\b\nExit codes:\n" + "\n".join(lines)
+
+
+class LazyGroup(click.Group):
+    """Imports a command when it is called; its one-line help is known without."""
+
+    def __init__(self, *args: Any, commands: Iterable[str] = (), **attributes: Any) -> None:
+        super().__init__(*args, epilog=exit_codes(), **attributes)
+        self._names = list(commands)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the help page."""
+        return self._names
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The `command` of the module of that name."""
+        if cmd_name not in self._names:
+            return None
+        command: click.Command = importlib.import_module(f"lingconv.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in the help page, without an import."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name]) for name in self._names])

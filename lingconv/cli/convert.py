@@ -1,0 +1,199 @@
+"""From a request to a published folder: what all converting commands share."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lingconv import api
+from lingconv.cli import show
+from lingconv.cli.options import RunOptions
+from lingconv.cli.session import Session, command_text
+from lingconv.errors import Error, ExitCode, Interrupted, cancelled, file_error, usage_error
+from lingconv.records import PlanSummary, RunResult, Space
+from lingconv.units import duration_text, size_text
+
+DEFAULT_DIALECT = "deepseek"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A plan about to be shown or run."""
+
+    catalog: api.Catalog
+    plan: api.Plan
+    source: Path
+    output: Path
+    options: RunOptions
+    worker: tuple[int, int] = (1, 1)
+
+
+def prepare(source: Path, request: api.Request, options: RunOptions) -> Job:
+    """Open the source and plan the request."""
+    output = options.output or default_output(source, request)
+    catalog = api.Catalog.open(source, arch_file=request.arch_file)
+    return Job(catalog, api.Plan.build(catalog, request), source, output, options)
+
+
+def default_output(source: Path, request: api.Request) -> Path:
+    """A sibling of the source, named after the change."""
+    resolved = source.resolve()
+    if any(part.startswith("models--") for part in resolved.parts):
+        raise usage_error(
+            "the source lies inside a Hugging Face cache, where nothing else belongs",
+            path=str(source),
+            hint="name a folder with -o",
+        )
+    suffix = "-bf16"
+    if request.verb == "quantize":
+        dialect = "custom" if request.dialect_file else request.dialect
+        suffix = "-fp8" if dialect == DEFAULT_DIALECT else f"-fp8-{dialect}"
+    named = source if source.name not in ("", "..") else resolved
+    if not named.name:
+        raise usage_error("the root folder has no sibling", hint="name a folder with -o")
+    return named.with_name(named.name + suffix)
+
+
+def convert(session: Session, job: Job, *, save: Path | None, explain: str | None) -> None:
+    """Do what the options ask for with the plan: explain, save, show or run it."""
+    if explain is not None:
+        _explain(session, job.plan.explain(explain))
+        return
+    if save is not None:
+        _save(job.plan, save)
+        session.console.note(f"saved the plan to {save}")
+    if job.options.dry_run:
+        show_plan(session, job, save)
+    else:
+        run(session, job)
+
+
+def _save(plan: api.Plan, path: Path) -> None:
+    try:
+        path.write_text(plan.save() + "\n", encoding="utf-8")
+    except OSError as error:
+        raise file_error("cannot save the plan", str(path), error) from None
+
+
+def _explain(session: Session, found: dict[str, Any]) -> None:
+    console = session.console
+    if console.json:
+        console.answer_json({"schema": "lingconv.explain/1"} | found)
+        return
+    places = ("name", "dtype", "shape", "file", "offset", "bytes")
+    sources = found.get("sources") or [found["source"]]
+    rows = [["from", *(str(place[key]) for key in places)] for place in sources]
+    rows += [["to", *(str(place[key]) for key in places)] for place in found.get("targets", [])]
+    dropped = found.get("dropped")
+    what = f"dropped: {dropped}" if dropped else found["operation"]
+    console.answer(f"{found['tensor']} · {what}", style="bold")
+    console.answer_table(("", *places), rows, right=("offset", "bytes"))
+
+
+def _space(session: Session, job: Job) -> Space:
+    settings = session.settings
+    return job.plan.space(job.output, memory=settings.memory.value, jobs=settings.jobs.value)
+
+
+def show_plan(session: Session, job: Job, saved: Path | None = None) -> None:
+    """Print the plan, and the command that executes it."""
+    console, summary, space = session.console, job.plan.summary(), _space(session, job)
+    if console.json:
+        head = {"schema": "lingconv.plan/1", "source": str(job.source), "output": str(job.output)}
+        console.answer_json(head | asdict(summary) | {"space": asdict(space)})
+    else:
+        console.answer(show.plan_text(summary, space))
+        console.answer("Nothing written.")
+    for warning in summary.warnings:
+        console.warn(warning)
+    if space.needed > space.free:
+        missing = size_text(space.needed - space.free)
+        console.warn(f"{missing} too little space at {job.output}")
+    if saved is not None:
+        command = command_text("run", saved, "--source", job.source, "-o", job.output)
+    else:
+        command = session.command(without=("plan", "--dry-run", "--json"))
+    console.hint(f"to do it: `{command}`")
+
+
+def run(session: Session, job: Job) -> None:
+    """Run the plan and say how it went."""
+    console, summary = session.console, job.plan.summary()
+    for warning in summary.warnings:
+        console.warn(warning)
+    console.note(show.plan_text(summary, _space(session, job)))
+    kernel = session.settings.kernel
+    console.detail(f"kernel {kernel.value or api.kernels().detected} ({kernel.origin})")
+    start = time.monotonic()
+    result = _execute(session, job)
+    seconds = time.monotonic() - start
+    if console.json:
+        places = {"source": str(job.source), "output": str(job.output)}
+        head = {"schema": "lingconv.run/1", "verb": summary.verb, "seconds": round(seconds, 3)}
+        console.answer_json(head | places | asdict(result))
+    else:
+        console.answer(_outcome_text(job, summary, result, seconds), style="bold")
+        if result.reports:
+            show.show_reports(console, result.reports)
+    show.warn_of_results(console, result)
+    if result.outcome != "share_complete":
+        console.hint(f"see what it holds: `{command_text('inspect', job.output)}`")
+
+
+def _execute(session: Session, job: Job) -> RunResult:
+    options, settings = job.options, session.settings
+    again = session.command(without=("--no-resume",))
+    try:
+        with session.reporting() as reporter:
+            return api.run(
+                job.catalog,
+                job.plan,
+                job.output,
+                jobs=settings.jobs.value,
+                memory=settings.memory.value,
+                io=options.io,
+                kernel=settings.kernel.value,
+                paranoid=options.paranoid,
+                worker=job.worker,
+                resume=not options.no_resume,
+                force=options.force,
+                on_progress=reporter,
+            )
+    except Interrupted as stop:
+        raise cancelled(
+            stop.number,
+            _kept(job),
+            path=str(job.output),
+            hint=f"go on with `{again}`",
+        ) from stop
+    except Error as error:
+        if error.exit_code in (ExitCode.IO, ExitCode.SPACE) and not error.hint:
+            error.hint = f"what is done is kept; go on with `{again}`"
+        raise
+
+
+def _kept(job: Job) -> str:
+    """What a stopped run leaves to go on with."""
+    try:
+        status = api.status(job.catalog, job.plan, job.output)
+    except Error:
+        return "nothing was written"
+    done = f"{status.done} of {show.files_text(status.tasks)}"
+    return f"kept: {done} whole, {size_text(status.bytes_done)} of {size_text(status.bytes)}"
+
+
+def _outcome_text(job: Job, summary: PlanSummary, result: RunResult, seconds: float) -> str:
+    if result.outcome == "already_complete":
+        return f"{job.output}: complete already, nothing read"
+    written = result.written - result.resumed
+    figures = f"{size_text(written)} written in {duration_text(seconds)}"
+    if seconds > 0:
+        figures += f" · {size_text(written / seconds)}/s"
+    if result.resumed:
+        figures += f" · {size_text(result.resumed)} kept from an earlier run"
+    if result.outcome == "share_complete":
+        index, count = job.worker
+        return f"{job.output}: share {index}/{count} complete, other shares are not · {figures}"
+    return f"{job.output}: complete · {show.files_text(summary.write_files)} · {figures}"

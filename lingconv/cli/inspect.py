@@ -1,0 +1,131 @@
+"""`lingconv inspect`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lingconv.cli.options import Command, arch_option, source_argument
+from lingconv.cli.session import Session, command_text
+from lingconv.errors import ExitCode, usage_error
+from lingconv.units import count_text, size_text
+
+if TYPE_CHECKING:
+    from lingconv.console import Console
+    from lingconv.records import Inspection, Tensor
+
+
+@click.command("inspect", cls=Command)
+@source_argument
+@click.option("--tree", is_flag=True, help="The names of all tensors, numbers folded.")
+@click.option("--tensor", metavar="GLOB", help="Only the tensors whose full name matches.")
+@arch_option
+@click.pass_obj
+def command(
+    session: Session, /, *, source: Path, tree: bool, tensor: str | None, arch_file: str | None
+) -> int:
+    """Reads headers, index and config.json, and no tensor data.
+
+    Ends with 4 if the tensors contradict config.json.
+    """
+    from lingconv import api
+
+    console = session.console
+    catalog = api.Catalog.open(source, arch_file=arch_file)
+    found = catalog.summary()
+    tensors = catalog.tensors(tensor) if tree or tensor is not None else []
+    if tensor is not None and not tensors:
+        hint = f"list the names with `{command_text('inspect', source, '--tree')}`"
+        raise usage_error(f"--tensor {tensor!r}: no tensor has such a name", hint=hint)
+    if console.json:
+        console.answer_json(asdict(found) | _json_of(tensors, tree=tree))
+    elif tree:
+        _show_tree(console, tensors)
+    elif tensors:
+        _show_tensors(console, tensors)
+    else:
+        _show_summary(console, found)
+    for warning in found.warnings:
+        console.warn(warning)
+    for problem in found.problems:
+        console.warn(problem)
+    if found.problems:
+        return ExitCode.INVALID
+    console.hint(_next(found, source))
+    return ExitCode.DONE
+
+
+def _json_of(tensors: list[Tensor], *, tree: bool) -> dict[str, Any]:
+    from lingconv.cli.tree import fold
+
+    if tree:
+        return {"tree": [asdict(pattern) for pattern in fold(tensors)]}
+    return {"selected": [asdict(tensor) for tensor in tensors]} if tensors else {}
+
+
+def _show_tree(console: Console, tensors: list[Tensor]) -> None:
+    from lingconv.cli.tree import fold, tree_lines
+
+    console.answer_table(("name", "tensors"), tree_lines(fold(tensors)))
+
+
+def _show_tensors(console: Console, tensors: list[Tensor]) -> None:
+    columns = ("name", "dtype", "shape", "file", "offset", "bytes")
+    rows = [
+        (t.name, t.dtype, str(t.shape), t.file, f"{t.offset:,}", f"{t.bytes:,}") for t in tensors
+    ]
+    console.answer_table(columns, rows, right=("offset", "bytes"))
+
+
+def _model_text(found: Inspection) -> str:
+    if not found.known:
+        return "architecture unknown: roles and layers cannot be told"
+    kinds = [f"{found.dense_layers} dense", f"{found.moe_layers} MoE"]
+    if found.mtp_layers:
+        kinds.append(f"{found.mtp_layers} MTP")
+    parts = [f"{found.layers} layers ({', '.join(kinds)})"]
+    if found.experts:
+        experts = f"{found.experts} experts, {found.experts_per_token} per token"
+        shared = f", {found.shared_experts} shared" if found.shared_experts else ""
+        parts.append(experts + shared)
+    parts += [f"hidden {found.hidden}", f"heads {found.heads} Q / {found.kv_heads} KV"]
+    return " · ".join(parts)
+
+
+def _format_text(found: Inspection) -> str:
+    form = found.format
+    if form.dialect is None:
+        return form.kind
+    return f"{form.kind} · dialect {form.dialect} · scales {form.scale_dtype}"
+
+
+def _show_summary(console: Console, found: Inspection) -> None:
+    console.answer(f"{found.name} · {found.architecture or 'no architecture'}", style="bold")
+    console.answer(f"  {_model_text(found)}\n")
+    rows = [
+        (
+            group.group,
+            f"{group.tensors:,}",
+            count_text(group.parameters),
+            size_text(group.bytes),
+            ", ".join(group.dtypes),
+        )
+        for group in found.groups
+    ]
+    total = (f"{found.tensors:,}", count_text(found.parameters), size_text(found.bytes))
+    rows.append(("all", *total, ", ".join(row.dtype for row in found.dtypes)))
+    columns = ("role", "tensors", "parameters", "bytes", "dtype")
+    console.answer_table(columns, rows, right=columns[1:4])
+    index = "index complete" if found.indexed else "no index"
+    health = f"{len(found.problems)} problems" if found.problems else "ok"
+    console.answer(f"\n  format   {_format_text(found)}")
+    console.answer(f"  headers  {health} · {found.shards:,} shards · {index} · no overlaps")
+
+
+def _next(found: Inspection, source: Path) -> str:
+    encoded = found.format.dialect is not None
+    words = ("dequantize", source) if encoded else ("quantize", "fp8", source)
+    return f"see what a conversion would do: `{command_text(*words, '--dry-run')}`"

@@ -1,0 +1,95 @@
+"""Settings, and where each comes from: an option, the environment, or the default."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from lingconv.errors import usage_error
+from lingconv.units import parse_size
+
+T = TypeVar("T")
+
+PROGRESS_MODES = ("auto", "bar", "lines", "json", "none")
+KERNELS = ("scalar", "baseline", "avx2", "avx512")
+DEFAULT_MEMORY = 1 << 30
+MAX_JOBS = 1024
+
+
+@dataclass(frozen=True)
+class Setting(Generic[T]):
+    """A value and its origin in words."""
+
+    value: T
+    origin: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a command; 0 jobs are one a core, no kernel is the best of this CPU."""
+
+    jobs: Setting[int]
+    memory: Setting[int]
+    progress: Setting[str]
+    kernel: Setting[str | None]
+    debug: Setting[bool]
+
+
+def parse_jobs(text: str) -> int:
+    """A number of tasks at a time."""
+    if text.isdecimal() and 1 <= int(text) <= MAX_JOBS:
+        return int(text)
+    raise ValueError(f"{text!r} is no number of jobs from 1 to {MAX_JOBS}")
+
+
+def _one_of(names: tuple[str, ...]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text in names:
+            return text
+        raise ValueError(f"{text!r} is none of {', '.join(names)}")
+
+    return parse
+
+
+def _setting(
+    option: T | None,
+    name: str,
+    default: T,
+    parse: Callable[[str], T],
+    environment: Mapping[str, str],
+) -> Setting[T]:
+    if option is not None:
+        return Setting(option, f"option --{name}")
+    variable = f"LINGCONV_{name.upper()}"
+    text = environment.get(variable)
+    if not text:
+        return Setting(default, "default")
+    try:
+        return Setting(parse(text), f"environment {variable}")
+    except ValueError as error:
+        raise usage_error(f"{variable}: {error}") from None
+
+
+def resolve(
+    *,
+    jobs: int | None = None,
+    memory: int | None = None,
+    progress: str | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> Settings:
+    """The settings that the given options and the environment lead to."""
+    parse_kernel = _one_of(KERNELS)
+    return Settings(
+        jobs=_setting(jobs, "jobs", 0, parse_jobs, environment),
+        memory=_setting(memory, "memory", DEFAULT_MEMORY, parse_size, environment),
+        progress=_setting(progress, "progress", "auto", _one_of(PROGRESS_MODES), environment),
+        kernel=_setting(None, "kernel", None, parse_kernel, environment),
+        debug=debug(environment),
+    )
+
+
+def debug(environment: Mapping[str, str] = os.environ) -> Setting[bool]:
+    """Whether failures show a traceback."""
+    return _setting(None, "debug", False, lambda text: text != "0", environment)

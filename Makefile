@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH_VENV := .venv-torch
 TORCH_BIN := $(TORCH_VENV)/bin
-RUFF_SOURCES := lingconv tests
+export PIP_QUIET := 1
 
 .PHONY: build demo test test-rust test-python test-torch lint bench full clean
 
@@ -29,7 +29,7 @@ test-rust:
 	cargo test --package lingconv-core
 
 test-python: build
-	$(BIN)/python -m pytest --ignore tests/torch --ignore tests/bench
+	$(BIN)/python -m pytest --ignore tests/torch
 
 test-torch: build $(TORCH_VENV)/.ready
 	$(TORCH_BIN)/python -m pytest tests/torch
@@ -43,21 +43,20 @@ $(TORCH_VENV)/.ready: $(VENV)/.ready
 lint: build
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	$(BIN)/ruff check $(RUFF_SOURCES)
-	$(BIN)/ruff format --check $(RUFF_SOURCES)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest lingconv._core
 	$(BIN)/shellcheck .ci/run
 
 bench: build
-	cargo bench --package lingconv-core
-	$(BIN)/python tests/bench/run.py
+	PYTHONPATH=tests $(BIN)/python tests/bench/bench.py
 
 # Whole ranges in place of seeded samples.
 full: export LINGCONV_FULL = 1
 full: build
 	cargo test --release --package lingconv-core
-	$(BIN)/python -m pytest --ignore tests/torch --ignore tests/bench
+	$(BIN)/python -m pytest --ignore tests/torch
 
 clean:
 	cargo clean

@@ -1,6 +1,6 @@
 """What `make demo` shows: one MoE layer of Ling-1T in its true sizes, there and back.
 
-Everything is written below one temporary folder of the clone, about 5 GB, and removed at the end.
+Everything is written below one temporary folder of the clone, about 3 GB, and removed at the end.
 """
 
 from __future__ import annotations

@@ -51,6 +51,11 @@ impl Root {
         &self.path
     }
 
+    /// The folder without links.
+    pub fn canonical(&self) -> &Path {
+        &self.allowed[0]
+    }
+
     /// Whether the folder is a snapshot inside a Hugging Face cache.
     pub fn is_hub_snapshot(&self) -> bool {
         self.allowed.len() > 1

@@ -16,6 +16,7 @@ __all__ = [
     "run",
     "status",
     "synth",
+    "verify",
 ]
 
 __version__: str
@@ -65,6 +66,23 @@ def run(
 ) -> str: ...
 def finish(catalog: Catalog, plan: Plan, *, output: str | PathLike[str]) -> str: ...
 def status(catalog: Catalog, plan: Plan, *, output: str | PathLike[str]) -> str: ...
+def verify(
+    path: str | PathLike[str],
+    *,
+    level: str,
+    against: str | PathLike[str] | None,
+    listing: tuple[str, str, str, str | None, str | None] | None,
+    subset: str | None,
+    files: list[str],
+    strict: bool,
+    allow_config_edits: bool,
+    jobs: int,
+    io: str,
+    state: str | PathLike[str] | None,
+    fresh: bool,
+    write_sums: str | PathLike[str] | None,
+    tick: Callable[[str], None],
+) -> str: ...
 def synth(
     *,
     preset: str,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from lingconv.records import (
     Count,
     Dialect,
     DtypeRow,
+    Finding,
     Format,
     Group,
     Inspection,
@@ -33,12 +34,16 @@ from lingconv.records import (
     SynthResult,
     Tensor,
     TensorReport,
+    Truth,
+    Verification,
     build,
     build_all,
 )
 
 StrPath = str | os.PathLike[str]
 OnProgress = Callable[[Sample], None]
+# Text, address, hub, commit, repository.
+Listing = tuple[str, str, Literal["hub", "modelscope"], str | None, str | None]
 
 __version__ = _core.__version__
 
@@ -220,6 +225,55 @@ def status(catalog: Catalog, plan: Plan, output: StrPath) -> Status:
     """How far all workers have come."""
     with _core_errors():
         return build(Status, json.loads(_core.status(catalog._handle, plan._handle, output=output)))
+
+
+def verify(
+    path: StrPath,
+    *,
+    level: Literal["headers", "sizes", "checksums", "content"] = "checksums",
+    against: StrPath | None = None,
+    listing: Listing | None = None,
+    subset: str | None = None,
+    files: Sequence[str] = (),
+    strict: bool = False,
+    allow_config_edits: bool = False,
+    jobs: int = 0,
+    io: Literal["auto", "direct", "buffered"] = "auto",
+    state: StrPath | None = None,
+    fresh: bool = False,
+    write_sums: StrPath | None = None,
+    on_progress: OnProgress | None = None,
+) -> Verification:
+    """Compare a folder with what is known of it.
+
+    The truth is the file `against`, or `listing`, fetched from a hub, or else what the download
+    left in the folder. Digests are remembered in the folder `state`, if one is given.
+    `write_sums` is written in the form of `sha256sum`.
+    """
+    with _core_errors():
+        text = _core.verify(
+            path,
+            level=level,
+            against=against,
+            listing=listing,
+            subset=subset,
+            files=list(files),
+            strict=strict,
+            allow_config_edits=allow_config_edits,
+            jobs=jobs,
+            io=io,
+            state=state,
+            fresh=fresh,
+            write_sums=write_sums,
+            tick=_tick(on_progress),
+        )
+    data = json.loads(text)
+    return build(
+        Verification,
+        data,
+        truths=build_all(Truth, data["truths"]),
+        findings=build_all(Finding, data["findings"]),
+    )
 
 
 def synth(

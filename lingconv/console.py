@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from rich.console import Console as RichConsole
 
 _WIDE = 1_000_000
+# Names of files and tensors may hold escape sequences, which a terminal would obey.
+_VISIBLE = {
+    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)
+}
 _LABELS = {"error": "bold red", "warning": "yellow", "hint": "cyan"}
 
 
@@ -162,6 +166,7 @@ def _rich(stream: TextIO) -> RichConsole:
 
 
 def _print(stream: TextIO, text: str, style: str | None) -> None:
+    text = text.translate(_VISIBLE)
     if style and stream.isatty():
         _rich(stream).print(text, style=style, soft_wrap=True)
     else:

@@ -214,3 +214,43 @@ class Dialect:
 
     name: str
     description: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a verification found; a note unless it is a failure."""
+
+    category: str
+    file: str
+    tensor: str | None
+    message: str
+    failure: bool
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A source of truth and how many files of the folder it covers."""
+
+    kind: str
+    origin: str
+    commit: str | None
+    repository: str | None
+    covers: int
+    self_attested: bool
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a verification found; `verdict` is ok, failed or unverifiable."""
+
+    schema: str
+    verdict: str
+    level: str
+    truths: list[Truth]
+    files: int
+    verified: int
+    resumed: int
+    bytes: int
+    uncovered: list[str]
+    findings: list[Finding]

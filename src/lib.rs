@@ -11,6 +11,7 @@ mod errors;
 mod plan;
 mod run;
 mod synth;
+mod verify;
 
 use pyo3::prelude::*;
 
@@ -24,6 +25,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(run::finish, module)?)?;
     module.add_function(wrap_pyfunction!(run::status, module)?)?;
     module.add_function(wrap_pyfunction!(synth::synth, module)?)?;
+    module.add_function(wrap_pyfunction!(verify::verify, module)?)?;
     module.add_function(wrap_pyfunction!(synth::presets, module)?)?;
     module.add_function(wrap_pyfunction!(env::dialects, module)?)?;
     module.add_function(wrap_pyfunction!(env::kernels, module)?)

@@ -78,7 +78,12 @@ pub fn run(
     errors::json(&answer).map_err(|e| errors::to_py(py, &e))
 }
 
-fn report(py: Python<'_>, progress: &Progress, cancelling: bool, tick: &Py<PyAny>) -> PyResult<()> {
+pub fn report(
+    py: Python<'_>,
+    progress: &Progress,
+    cancelling: bool,
+    tick: &Py<PyAny>,
+) -> PyResult<()> {
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let snapshot = json!({
         "total": count(&progress.total),

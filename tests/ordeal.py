@@ -136,7 +136,20 @@ def killed_together(commands: Sequence[Words], output: Path, moments: Sequence[f
     return [child.wait() for child in children].count(-signal.SIGKILL)
 
 
-def moments(count: int, seconds: float, seed: int) -> list[float]:
-    """Random moments of a run, one in each of `count` equal spans."""
+def killed_after_reading(words: Words, amount: float) -> bool:
+    """SIGKILL once that many bytes have been read; whether it was still running."""
+    child = start(words)
+    counters = Path(f"/proc/{child.pid}/io")
+    while child.poll() is None:
+        read = int(counters.read_text().split()[1])
+        if read >= amount:
+            child.kill()
+            break
+        time.sleep(0.001)
+    return child.wait() == -signal.SIGKILL
+
+
+def moments(count: int, whole: float, seed: int) -> list[float]:
+    """Random moments of a run of `whole` seconds or bytes, one in each of `count` equal spans."""
     chance = random.Random(seed)
-    return [seconds * (span + chance.random()) / count for span in range(count)]
+    return [whole * (span + chance.random()) / count for span in range(count)]

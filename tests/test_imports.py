@@ -24,8 +24,8 @@ ALONE = {
     "huggingface_hub": {"hub"},
     "click": {"cli"},
 }
-CLI_MAY_IMPORT = {"api", "cli", "config", "console", "errors", "progress", "records", "signals"}
-CLI_MAY_IMPORT |= {"units"}
+CLI_MAY_IMPORT = {"api", "cli", "config", "console", "errors", "hub", "progress", "records"}
+CLI_MAY_IMPORT |= {"signals", "units"}
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:

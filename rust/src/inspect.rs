@@ -206,7 +206,8 @@ fn format_of(catalog: &Catalog) -> Format {
 fn problems(catalog: &Catalog, model: Option<&Model>) -> Vec<String> {
     let Some(model) = model else { return Vec::new() };
     let mut problems = Vec::new();
-    for expected in model.expected() {
+    let lacks_mtp = model.lacks_mtp(catalog.tensors.iter().map(|t| &*t.name));
+    for expected in model.expected().filter(|e| !(lacks_mtp && model.is_mtp(e.layer))) {
         match catalog.find(&expected.name).map(|i| catalog.tensor(i)) {
             None if expected.rule.optional => {}
             None => problems.push(format!("{} is missing", expected.name)),

@@ -12,7 +12,8 @@
 //!    [`numeric`]; [`dialect`] says which arithmetic a published format uses.
 //! 4. [`mod@run`] ties planner and executor together for the commands.
 //!
-//! [`io`] is the only module that touches the file system. [`inspect`] describes a catalog,
+//! [`verify`] compares a folder with what is known of it, and shares the catalog's header reader,
+//! the hashes and the I/O. [`io`] is the only module that touches the file system. [`inspect`] describes a catalog,
 //! [`synth`] makes checkpoints to rehearse with. Errors are [`error::Error`] everywhere.
 
 pub mod catalog;
@@ -30,3 +31,4 @@ pub mod plan;
 pub mod run;
 pub mod synth;
 pub mod transform;
+pub mod verify;

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::budget::{Budget, budget};
 use super::fold::{Fold, TensorReport};
-use super::journal::{Begin, DoneRecord, Journal, PointRecord, State};
+use super::journal::{self, Begin, DoneRecord, Journal, PointRecord, State};
 use super::output::{Found, check_space, inspect, reset};
 use super::pipeline::Pipeline;
 use super::progress::Progress;
@@ -105,7 +105,11 @@ impl<'a> Run<'a> {
             reset(self.output())?;
         }
         let mut state = match inspect(self.output(), self.key, &digest)? {
-            Found::Complete => return Ok((Outcome::AlreadyComplete, Vec::new())),
+            Found::Complete => {
+                // A run that died after the manifest and before this left its journals.
+                small::remove_folder(&journal::folder(self.output()))?;
+                return Ok((Outcome::AlreadyComplete, Vec::new()));
+            }
             Found::Resumable(state) => state,
         };
         let here = place(self.catalog);
@@ -118,7 +122,8 @@ impl<'a> Run<'a> {
         let journal = Journal::open(self.output(), self.options.worker, &begin)?;
         self.count(&state, &remaining);
         self.run_jobs(&budget, &journal, &state, remaining)?;
-        let state = State::read(self.output())?;
+        let mut state = State::read(self.output())?;
+        state.drop_stale(self, self.output(), &place(self.catalog));
         let outcome = publish::finish_if_last(self, &state)?;
         let done = self.digests.iter().filter_map(|d| state.done.get(d));
         Ok((outcome, done.flat_map(|(d, _)| d.reports.clone()).collect()))
@@ -233,17 +238,21 @@ impl<'a> Run<'a> {
         };
         let (outputs, reports, writers) = pipeline.run(fold, headers, writers)?;
         sources.check_unchanged()?;
+        let mut mtimes_ns = Vec::with_capacity(outputs.len());
         for (mut writer, output) in writers.into_iter().zip(&outputs) {
             writer.complete()?;
             if self.options.paranoid {
                 publish::compare_on_disk(self.output(), output)?;
             }
+            let path = writer.path().to_path_buf();
             writer.publish()?;
+            mtimes_ns.push(small::size_and_mtime(&path).map_or(0, |(_, mtime)| mtime));
         }
         journal.done(DoneRecord {
             task: digest.clone(),
             sources: sources.stamps(),
             outputs,
+            mtimes_ns,
             reports,
         })?;
         self.progress.end(&task.name);

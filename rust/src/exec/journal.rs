@@ -65,9 +65,25 @@ pub struct DoneRecord {
     pub sources: Vec<SourceStamp>,
     /// What was written.
     pub outputs: Vec<DoneOutput>,
+    /// Modification time of each output in nanoseconds since 1970: a later run that wrote the
+    /// file again left its record in another journal, and only one of the two still holds.
+    #[serde(default)]
+    pub mtimes_ns: Vec<i64>,
     /// Error figures, if they were asked for.
     #[serde(default)]
     pub reports: Vec<TensorReport>,
+}
+
+impl DoneRecord {
+    /// Whether the files are those that were recorded.
+    pub fn stands(&self, output: &Path) -> bool {
+        let stands = |(done, mtime): (&DoneOutput, &i64)| {
+            let found = small::size_and_mtime(&output.join(&done.path));
+            found == Some((done.size, *mtime))
+        };
+        self.outputs.len() == self.mtimes_ns.len()
+            && self.outputs.iter().zip(&self.mtimes_ns).all(stands)
+    }
 }
 
 /// All journals of an output folder, read.
@@ -97,13 +113,13 @@ impl State {
         for name in small::list(&folder(output))? {
             if name.starts_with("journal.") {
                 let bytes = small::read(&folder(output).join(name), MAX_JOURNAL)?;
-                state.add(&bytes);
+                state.add(&bytes, output);
             }
         }
         Ok(state)
     }
 
-    fn add(&mut self, bytes: &[u8]) {
+    fn add(&mut self, bytes: &[u8], output: &Path) {
         let mut place = String::new();
         for (record, _) in (Lines { bytes, position: 0 }) {
             match record {
@@ -117,7 +133,9 @@ impl State {
                 }
                 Record::Done(done) => {
                     self.points.remove(&done.task);
-                    self.done.insert(done.task.clone(), (done, place.clone()));
+                    if done.stands(output) || !self.done.contains_key(&done.task) {
+                        self.done.insert(done.task.clone(), (done, place.clone()));
+                    }
                 }
                 Record::Kept(tensor) if !self.kept.contains(&tensor) => self.kept.push(tensor),
                 Record::Kept(_) => {}

@@ -19,6 +19,8 @@ const MAX_MANIFEST: u64 = 1 << 30;
 #[derive(Debug, Deserialize)]
 struct ManifestHead {
     plan: String,
+    /// Digest of the plan as requested, before tensors were kept for their NaN or infinity.
+    requested: String,
     files: Vec<ListedFile>,
     #[serde(default)]
     sidecars: Vec<ListedFile>,
@@ -46,11 +48,9 @@ pub enum Found {
 pub fn inspect(output: &Path, key: &str, digest: &str) -> Result<Found> {
     let foreign =
         |what: &str, hint: &str| Err(Error::new(Kind::Foreign, what).at(output).hint(hint));
-    if output.exists() && !output.is_dir() {
-        return foreign("the output exists and is not a folder", "choose another name with -o");
-    }
+    check_folder(output)?;
     if let Some(manifest) = read_manifest(output)? {
-        if manifest.plan != digest && manifest.plan != key {
+        if manifest.plan != digest && manifest.requested != key {
             return foreign(
                 "the output folder holds the result of another plan",
                 "choose another folder with -o, or replace this one with --force",
@@ -94,9 +94,19 @@ pub fn inspect(output: &Path, key: &str, digest: &str) -> Result<Found> {
     Ok(Found::Resumable(Box::new(state)))
 }
 
+fn check_folder(output: &Path) -> Result<()> {
+    if output.exists() && !output.is_dir() {
+        return Err(Error::new(Kind::Foreign, "the output exists and is not a folder")
+            .at(output)
+            .hint("choose another name with -o"));
+    }
+    Ok(())
+}
+
 /// Empties an output folder that holds a manifest or a journal (`--force`), or forgets the
 /// journal of an unfinished run (`--no-resume`). Files that lingconv did not write stay.
 pub fn reset(output: &Path) -> Result<()> {
+    check_folder(output)?;
     let manifest = read_manifest(output)?;
     let state = State::read(output)?;
     if manifest.is_none() && state.plan.is_none() {
@@ -150,9 +160,10 @@ impl State {
             let changed = |place: &str, sources: &[super::sources::SourceStamp]| {
                 place == here && sources != current_stamps(run.catalog, task)
             };
-            let stale_done = self.done.get(digest).is_some_and(|(done, place)| {
-                changed(place, &done.sources) || !files_stand(done, output)
-            });
+            let stale_done = self
+                .done
+                .get(digest)
+                .is_some_and(|(done, place)| changed(place, &done.sources) || !done.stands(output));
             let stale_point = self
                 .points
                 .get(digest)
@@ -160,15 +171,13 @@ impl State {
             if stale_done || stale_point {
                 self.done.remove(digest);
                 self.points.remove(digest);
-                run.progress
-                    .note(format!("{}: its source or output changed; written again", task.name));
+                run.progress.note(format!(
+                    "{}: its source or output changed; it has to be written again",
+                    task.name
+                ));
             }
         }
     }
-}
-
-fn files_stand(done: &journal::DoneRecord, output: &Path) -> bool {
-    done.outputs.iter().all(|o| small::size(&output.join(&o.path)) == Some(o.size))
 }
 
 /// Bytes that the whole of `plan` still takes on the disk of `output`.

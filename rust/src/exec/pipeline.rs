@@ -10,7 +10,7 @@
 //! every byte before it is durable.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
 use super::budget::{Budget, ENCODERS, SLOTS};
@@ -20,6 +20,9 @@ use super::slot::{Piece, Slot, Work};
 use super::window::{Window, Windows};
 use crate::error::{Error, Result};
 use crate::io::PartWriter;
+
+/// Longest time that an encoder waits for a slot without a look at the flags.
+const SLOT_PATIENCE: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// What the writer is told.
 enum Order {
@@ -123,7 +126,12 @@ impl Pipeline<'_> {
             let taken = {
                 let mut dispatch = dispatch.lock().unwrap_or_else(PoisonError::into_inner);
                 // The slot first: a window once taken must be finished, or those behind it wait.
-                let Ok(slot) = dispatch.1.recv() else { return };
+                // Where one failed they wait for ever, with all slots: hence the look at the flags.
+                let slot = match dispatch.1.recv_timeout(SLOT_PATIENCE) {
+                    Ok(slot) => slot,
+                    Err(RecvTimeoutError::Timeout) => continue,
+                    Err(RecvTimeoutError::Disconnected) => return,
+                };
                 match dispatch.0.next() {
                     Ok(Some(window)) => Filled { window, slot },
                     Ok(None) => return,

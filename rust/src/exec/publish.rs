@@ -16,6 +16,8 @@ use crate::plan::{Sidecar, SidecarContent};
 
 /// Name of the checksum file.
 pub const SUMS: &str = "SHA256SUMS";
+/// First line of sums that no outside source has confirmed; a comment to `sha256sum -c`.
+pub const SELF_ATTESTED: &str = "# self-attested by lingconv: its own digests, no outside source\n";
 /// Largest small file.
 const MAX_SIDECAR: u64 = 512 << 20;
 /// Bytes read at a time when an output is compared.
@@ -57,8 +59,7 @@ pub fn finish(run: &Run, state: &State) -> Result<Outcome> {
             .hint("run the workers that are missing, then --finish again"));
     }
     let manifest = Manifest::new(run, state)?;
-    let mut sums =
-        String::from("# self-attested by lingconv: digests of what it wrote, no outside source\n");
+    let mut sums = SELF_ATTESTED.to_owned();
     let files = state_files(run, state);
     let sidecars = run.plan.sidecars.iter().map(|s| (s.path.as_str(), s.sha256.as_str()));
     let mut lines: Vec<(&str, &str)> = files.chain(sidecars).collect();
@@ -84,7 +85,7 @@ fn state_files<'a>(run: &Run, state: &'a State) -> impl Iterator<Item = (&'a str
 }
 
 /// A line of SHA256SUMS as GNU coreutils writes it: names with a backslash or newline are escaped.
-fn sum_line(path: &str, sha256: &str) -> String {
+pub fn sum_line(path: &str, sha256: &str) -> String {
     if path.contains(['\\', '\n', '\r']) {
         let escaped = path.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r");
         return format!("\\{sha256}  {escaped}\n");

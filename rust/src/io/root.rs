@@ -39,7 +39,7 @@ impl Root {
         let mut allowed = vec![canonical.clone()];
         let snapshots = canonical.parent().filter(|p| p.ends_with("snapshots"));
         if let Some(blobs) = snapshots.and_then(Path::parent).map(|repo| repo.join("blobs"))
-            && let Ok(blobs) = blobs.canonicalize()
+            && blobs.canonicalize().is_ok_and(|c| c == blobs)
         {
             allowed.push(blobs);
         }
@@ -94,6 +94,9 @@ impl Root {
     /// Reads a small file whole; `None` if it does not exist, an error above `limit` bytes.
     pub fn read(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
         match self.resolve(name)? {
+            Some(path) if !path.is_file() => {
+                Err(Error::invalid("not a regular file").at(self.path.join(name)))
+            }
             Some(path) => super::small::read(&path, limit).map(Some),
             None => Ok(None),
         }

@@ -27,6 +27,13 @@ pub fn size(path: &Path) -> Option<u64> {
     std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file).map(|m| m.len())
 }
 
+/// Size and modification time in nanoseconds since 1970 of a regular file.
+pub fn size_and_mtime(path: &Path) -> Option<(u64, i64)> {
+    let file = path.is_file().then(|| File::open(path).ok()).flatten()?;
+    let stamp = super::Stamp::of(&file).ok()?;
+    Some((stamp.size, stamp.mtime_ns))
+}
+
 /// `path` with [`PART_SUFFIX`] appended.
 pub fn part_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();

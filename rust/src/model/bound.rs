@@ -292,6 +292,17 @@ impl Model {
         })
     }
 
+    /// Whether none of `names` belongs to an MTP layer: many checkpoints leave these layers out and
+    /// keep config.json as it is.
+    pub fn lacks_mtp<'n>(&self, mut names: impl Iterator<Item = &'n str>) -> bool {
+        !names.any(|name| self.is_mtp(self.role_of(name).and_then(|p| p.layer)))
+    }
+
+    /// Whether `layer` is an MTP layer.
+    pub fn is_mtp(&self, layer: Option<u32>) -> bool {
+        layer.and_then(|l| self.layer_kind(l)) == Some(LayerKind::Mtp)
+    }
+
     /// Number of tensors that [`Self::expected`] gives.
     pub fn expected_count(&self) -> u64 {
         let of_rule = |r: &BoundRule| {

@@ -1,0 +1,184 @@
+"""`lingconv verify`."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lingconv.cli.options import Command, Parsed, jobs_option, source_argument
+from lingconv.cli.session import Session, command_text
+from lingconv.errors import Error, ExitCode, Interrupted, cancelled, usage_error
+from lingconv.units import size_text
+
+if TYPE_CHECKING:
+    from lingconv.console import Console
+    from lingconv.records import Verification
+
+LEVELS = ("headers", "sizes", "checksums", "content")
+VERDICTS = {
+    "ok": ExitCode.DONE,
+    "failed": ExitCode.CHECK,
+    "unverifiable": ExitCode.UNVERIFIABLE,
+}
+MAX_UNCOVERED = 10
+
+
+def _subset(text: str) -> str:
+    """A share such as `10%`, or a part such as `3/10`; the core checks the numbers."""
+    if text.endswith("%") or "/" in text:
+        return text
+    raise ValueError(f"{text!r} is neither a share such as 10% nor a part such as 3/10")
+
+
+@click.command("verify", cls=Command)
+@source_argument
+@click.option(
+    "--level",
+    type=click.Choice(LEVELS),
+    default="checksums",
+    show_default=True,
+    help="How much is checked; each level includes the ones before.",
+)
+@click.option(
+    "--against",
+    metavar="TRUTH",
+    help="Sums, a saved hub listing, a manifest or a signing bundle; or, online, "
+    "`hub[:ORG/NAME][@REV]` or `modelscope[:ORG/NAME][@REV]`.",
+)
+@click.option(
+    "--subset", type=Parsed("subset", _subset), help="Read only a share: `10%`, or part `3/10`."
+)
+@click.option("--files", multiple=True, metavar="GLOB", help="Only these files; may be repeated.")
+@click.option("--strict", is_flag=True, help="Notes fail the verification too.")
+@click.option("--allow-config-edits", is_flag=True, help="Accept an edited config.json.")
+@click.option("--fresh", is_flag=True, help="Forget what an earlier verification has read.")
+@click.option(
+    "--write-sums",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write SHA-256 sums for `sha256sum -c`.",
+)
+@click.option(
+    "--io",
+    type=click.Choice(["auto", "direct", "buffered"]),
+    default="auto",
+    show_default=True,
+    help="How bulk data moves.",
+)
+@jobs_option
+@click.pass_obj
+def command(session: Session, /, *, source: Path, **options: Any) -> int:
+    """Compares a folder with what is known of it, offline.
+
+    Without --against the truth is what the download left: hub metadata, manifests, sums,
+    git-lfs pointers. Nothing to compare with ends with 9, never with 0. A verification that was
+    stopped goes on where it was.
+    """
+    from lingconv import api
+
+    against: str | None = options.pop("against")
+    try:
+        truth = {} if against is None else _truth(source, against)
+        with session.reporting() as reporter:
+            found = api.verify(
+                source,
+                **truth,
+                jobs=session.settings.jobs.value,
+                state=state_folder(),
+                on_progress=reporter,
+                **options,
+            )
+    except Interrupted as stop:
+        again = session.command(without=("--fresh",))
+        raise cancelled(
+            stop.number,
+            "files read so far are remembered",
+            path=str(source),
+            hint=f"go on with `{again}`",
+        ) from stop
+    if session.console.json:
+        session.console.answer_json(asdict(found))
+    else:
+        _show(session.console, found)
+    _hint(session.console, found, source)
+    return VERDICTS[found.verdict]
+
+
+def _truth(source: Path, against: str) -> dict[str, Any]:
+    """A file of the user's, or what a hub says now."""
+    from lingconv import api, hub
+
+    named = hub.parse_against(against)
+    if named is None:
+        if not Path(against).is_file():
+            raise usage_error(f"--against {against!r}: no such file")
+        return {"against": Path(against)}
+    known = api.verify(source, level="headers").truths
+    local = next((truth for truth in known if truth.repository), None)
+    repository, commit = (local.repository, local.commit) if local else (None, None)
+    listing = hub.fetch(named, repository=repository, revision=commit)
+    fetched = (listing.text, listing.origin, named.hub, listing.commit, listing.repository)
+    return {"listing": fetched}
+
+
+def state_folder() -> Path:
+    """Where digests are remembered between runs: the XDG state folder of the user."""
+    base = os.environ.get("XDG_STATE_HOME")
+    if base and Path(base).is_absolute():
+        return Path(base) / "lingconv"
+    try:
+        return Path.home() / ".local" / "state" / "lingconv"
+    except RuntimeError as error:
+        raise Error(f"no home folder: {error}", kind="usage", exit_code=ExitCode.USAGE) from None
+
+
+def _show(console: Console, found: Verification) -> None:
+    for truth in found.truths:
+        words = [truth.kind, truth.origin]
+        words += [f"revision {truth.commit}"] if truth.commit else ["revision unknown"]
+        words += ["self-attested"] if truth.self_attested else []
+        console.answer(f"truth    {' · '.join(words)} · covers {truth.covers:,} files")
+        for note in truth.notes:
+            console.note(note)
+    failures = [finding for finding in found.findings if finding.failure]
+    for finding in found.findings:
+        place = f"{finding.file}: {finding.tensor}" if finding.tensor else finding.file
+        label = "FAIL" if finding.failure else "note"
+        console.answer(f"{label}  {finding.category:<15} {place}: {finding.message}")
+    counts = Counter(finding.category for finding in failures)
+    if counts:
+        by_category = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        console.answer(f"failures {len(failures)}: {by_category}")
+    figures = [f"{found.files:,} files", f"{found.verified:,} digests agree"]
+    figures += [f"{found.resumed:,} of them from an earlier run"] if found.resumed else []
+    figures += [f"{size_text(found.bytes)} read"]
+    console.answer(f"{found.verdict} · level {found.level} · {' · '.join(figures)}", style="bold")
+    if found.truths and found.uncovered:
+        names = ", ".join(found.uncovered[:MAX_UNCOVERED])
+        more = len(found.uncovered) - MAX_UNCOVERED
+        console.warn(f"covered by no digest: {names}" + (f" and {more} more" if more > 0 else ""))
+
+
+def _hint(console: Console, found: Verification, source: Path) -> None:
+    if found.verdict == "unverifiable":
+        console.warn("there is no digest to compare with")
+        console.hint(
+            "name a source of truth: `" + command_text("verify", source) + " --against FILE`"
+        )
+        return
+    repair = sorted({f.file for f in found.findings if f.failure and "/" not in f.file})
+    if not repair:
+        return
+    truth = next((t for t in found.truths if t.repository), None)
+    repository = truth.repository if truth and truth.repository else "ORG/NAME"
+    revision = f" --revision {truth.commit}" if truth and truth.commit else ""
+    tool = "modelscope download --model" if truth and truth.kind == "modelscope" else "hf download"
+    forced = "" if tool.startswith("modelscope") else " --force-download"
+    flag = "--local_dir" if tool.startswith("modelscope") else "--local-dir"
+    files = " ".join(repair)
+    console.hint(f"repair: `{tool} {repository} {files}{revision} {flag} {source}{forced}`")

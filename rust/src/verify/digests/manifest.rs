@@ -1,0 +1,98 @@
+//! The manifest that lingconv writes after a run.
+
+use serde::Deserialize;
+
+use super::json::{self, Rows};
+use super::{Algorithm, Expected, FileDigest, Kind, TensorDigest, Truth, lower_hex, quoted};
+use crate::error::{Error, Result};
+
+/// How the names of all versions of the form begin, and the version that is read.
+const SCHEMA: &str = "lingconv.manifest/";
+const VERSION: &str = "1";
+/// Digits of XXH3-128.
+const XXH3_DIGITS: usize = 32;
+
+#[derive(Deserialize)]
+struct Manifest {
+    schema: String,
+    files: Rows<File>,
+    #[serde(default)]
+    sidecars: Option<Rows<Sidecar>>,
+}
+
+#[derive(Deserialize)]
+struct File {
+    path: String,
+    size: u64,
+    sha256: String,
+    data_start: u64,
+    tensors: Rows<Tensor>,
+}
+
+#[derive(Deserialize)]
+struct Tensor {
+    name: String,
+    range: (u64, u64),
+    xxh3: String,
+}
+
+#[derive(Deserialize)]
+struct Sidecar {
+    path: String,
+    size: u64,
+    sha256: String,
+}
+
+pub(super) fn parse(text: &str, origin: &str) -> Result<Truth> {
+    let manifest: Manifest = json::parse(text)?;
+    match manifest.schema.strip_prefix(SCHEMA) {
+        Some(VERSION) => {}
+        Some(other) => {
+            return Err(Error::invalid(format!("a manifest of version {}", quoted(other)))
+                .hint("use the lingconv that wrote it, or a newer one"));
+        }
+        None => return Err(Error::invalid("not a lingconv manifest")),
+    }
+    let mut truth = Truth::new(Kind::Manifest, origin);
+    (truth.lists_everything, truth.self_attested) = (true, true);
+    for file in manifest.files.0 {
+        let digests = vec![FileDigest::new(Algorithm::Sha256, &file.sha256)?];
+        let tensors = tensors(file.tensors.0, file.data_start, file.size).map_err(|e| Error {
+            message: format!("{}: {}", quoted(&file.path), e.message),
+            ..e
+        })?;
+        truth.add(&file.path, Expected { size: Some(file.size), digests, tensors })?;
+    }
+    for sidecar in manifest.sidecars.map(|s| s.0).unwrap_or_default() {
+        let digests = vec![FileDigest::new(Algorithm::Sha256, &sidecar.sha256)?];
+        let expected = Expected { size: Some(sidecar.size), digests, tensors: Vec::new() };
+        truth.add(&sidecar.path, expected)?;
+    }
+    Ok(truth)
+}
+
+/// Ranges in the file, in order; refuses those that overlap or leave the file.
+fn tensors(rows: Vec<Tensor>, data_start: u64, size: u64) -> Result<Vec<TensorDigest>> {
+    let mut tensors = Vec::with_capacity(rows.len());
+    for row in rows {
+        let bad = |what: String| Error::invalid(what).tensor(quoted(&row.name));
+        let xxh3 = lower_hex(&row.xxh3, XXH3_DIGITS)
+            .ok_or_else(|| bad(format!("{} is no XXH3-128 digest", quoted(&row.xxh3))))?;
+        let (begin, end) =
+            (data_start.checked_add(row.range.0), data_start.checked_add(row.range.1));
+        match (begin, end) {
+            (Some(begin), Some(end)) if begin <= end && end <= size => {
+                tensors.push(TensorDigest { name: row.name, begin, end, xxh3 });
+            }
+            _ => {
+                let (from, to) = row.range;
+                return Err(bad(format!("range {from}..{to} is not inside the file")));
+            }
+        }
+    }
+    tensors.sort_by_key(|t| (t.begin, t.end));
+    match tensors.windows(2).find(|pair| pair[1].begin < pair[0].end) {
+        Some(pair) => Err(Error::invalid("two tensors overlap").tensor(quoted(&pair[1].name))),
+        None => Ok(tensors),
+    }
+}

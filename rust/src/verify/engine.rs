@@ -1,0 +1,362 @@
+//! The verification itself: which files there should be, how large, with which bytes.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
+
+use globset::{Glob, GlobSet, GlobSetBuilder};
+
+use super::digests::{Expected, Truth};
+use super::findings::{Category, Finding, Report, UsedTruth, Verdict};
+use super::reading::{FileJob, Reading, read_file};
+use super::state::SavedState;
+use super::structure::{Structure, examine, stand_in, start_of};
+use super::{Level, folder};
+use crate::catalog::{CONFIG, MANIFEST};
+use crate::error::{Error, Result};
+use crate::exec::Progress;
+use crate::exec::publish::{SELF_ATTESTED, SUMS, sum_line};
+use crate::io::{Mode, Root, small};
+
+/// Form of the report.
+const SCHEMA: &str = "lingconv.verify/1";
+
+/// Which share of the files to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subset {
+    /// Part `index` of `count`, counted from 1.
+    Part {
+        /// 1 to `count`.
+        index: usize,
+        /// Parts in all.
+        count: usize,
+    },
+    /// About this share, the same files every time.
+    Percent(u32),
+}
+
+impl FromStr for Subset {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        let bad = || {
+            Error::usage(format!("{text:?} is no subset"))
+                .hint("a share such as 10%, or a part such as 3/10")
+        };
+        if let Some(percent) = text.strip_suffix('%') {
+            let percent: u32 = percent.parse().map_err(|_| bad())?;
+            return if (1..=100).contains(&percent) {
+                Ok(Self::Percent(percent))
+            } else {
+                Err(bad())
+            };
+        }
+        let (index, count) = text.split_once('/').ok_or_else(bad)?;
+        let (index, count) = (index.parse().map_err(|_| bad())?, count.parse().map_err(|_| bad())?);
+        if index >= 1 && index <= count { Ok(Self::Part { index, count }) } else { Err(bad()) }
+    }
+}
+
+/// What to verify, and how.
+#[derive(Debug)]
+pub struct Options {
+    /// How much is checked.
+    pub level: Level,
+    /// Sources of truth; the first is the most trusted.
+    pub truths: Vec<Truth>,
+    /// What is wrong with sources of truth that the folder itself holds.
+    pub damaged_truths: Vec<Finding>,
+    /// Read only a share of the files.
+    pub subset: Option<Subset>,
+    /// Look only at files that match one of these globs; empty: all.
+    pub files: Vec<String>,
+    /// Notes fail the verification.
+    pub strict: bool,
+    /// A config.json that is not the published one is a note.
+    pub allow_config_edits: bool,
+    /// Files at a time; 0: one a core.
+    pub jobs: usize,
+    /// How bulk data moves.
+    pub io: Mode,
+    /// Folder in which digests are remembered between runs; `None`: nowhere.
+    pub state: Option<PathBuf>,
+    /// Ignore what is remembered.
+    pub fresh: bool,
+    /// Write the SHA-256 of every file looked at to this file.
+    pub write_sums: Option<PathBuf>,
+}
+
+/// Verifies the folder `path`.
+pub fn verify(path: &Path, options: &Options, progress: &Progress) -> Result<Report> {
+    let root = Root::open(path)?;
+    let names = root.names(folder::DEPTH)?;
+    let globs = compile(&options.files)?;
+    let selected = |name: &str| globs.as_ref().is_none_or(|g| g.is_match(name));
+    let structure = examine(&root, &names, &selected)?;
+    let mut run = Verification { root, options, names, structure, findings: Vec::new() };
+    run.findings.append(&mut run.structure.findings);
+    run.findings.extend(options.damaged_truths.iter().cloned());
+    run.findings.extend(folder::leftovers(&run.root, &run.names));
+    run.check_lists(&selected);
+    let sound = run.check_sizes(&selected);
+    let mut reading = run.read(sound, progress)?;
+    let sums = std::mem::take(&mut reading.sums);
+    let report = run.report(reading, &selected);
+    if let Some(path) = &options.write_sums {
+        write_sums(path, sums, &report)?;
+    }
+    Ok(report)
+}
+
+/// Writes sums that `sha256sum -c` takes, marked as our own word unless a trusted source agreed.
+fn write_sums(path: &Path, mut sums: Vec<(String, String)>, report: &Report) -> Result<()> {
+    sums.sort_unstable();
+    let trusted = report.verdict == Verdict::Ok
+        && report.uncovered.is_empty()
+        && report.truths.iter().any(|t| !t.self_attested);
+    let mut text = if trusted { String::new() } else { SELF_ATTESTED.to_owned() };
+    text.extend(sums.iter().map(|(name, sum)| sum_line(name, sum)));
+    small::write_durable(path, text.as_bytes())
+}
+
+fn compile(globs: &[String]) -> Result<Option<GlobSet>> {
+    if globs.is_empty() {
+        return Ok(None);
+    }
+    let mut builder = GlobSetBuilder::new();
+    for glob in globs {
+        builder.add(Glob::new(glob).map_err(|e| Error::usage(format!("--files: {e}")))?);
+    }
+    builder.build().map(Some).map_err(|e| Error::usage(format!("--files: {e}")))
+}
+
+struct Verification<'a> {
+    root: Root,
+    options: &'a Options,
+    names: Vec<String>,
+    structure: Structure,
+    findings: Vec<Finding>,
+}
+
+/// Files that describe the folder and are in no source of truth about its content.
+fn describes_the_folder(name: &str) -> bool {
+    [MANIFEST, SUMS, "B3SUMS"].contains(&name)
+}
+
+impl Verification<'_> {
+    fn expected<'t>(&'t self, name: &'t str) -> impl Iterator<Item = (&'t Truth, &'t Expected)> {
+        self.options.truths.iter().filter_map(move |t| t.files.get(name).map(|e| (t, e)))
+    }
+
+    fn size(&self, name: &str) -> Option<u64> {
+        let path = self.root.resolve(name).ok().flatten()?;
+        small::size(&path)
+    }
+
+    /// Missing and extra files, mixed revisions.
+    fn check_lists(&mut self, selected: &dyn Fn(&str) -> bool) {
+        let mut findings = Vec::new();
+        let present: BTreeSet<&str> = self.names.iter().map(String::as_str).collect();
+        let known: BTreeSet<&str> = self.findings.iter().map(|f| f.file.as_str()).collect();
+        let required = &self.structure.required;
+        for name in required.iter().filter(|n| selected(n)) {
+            if !present.contains(name.as_str()) && !known.contains(name.as_str()) {
+                let message = "required, and not in the folder";
+                findings.push(Finding::failure(Category::Missing, name, message));
+            }
+        }
+        for truth in &self.options.truths {
+            for name in truth.files.keys().filter(|n| selected(n)) {
+                let hidden = name.split('/').any(|part| part.starts_with('.'));
+                let absent = !present.contains(name.as_str()) && self.size(name).is_none();
+                if absent && !hidden && !required.contains(name) {
+                    let needed = folder::is_needed(name);
+                    let message = format!("listed by {}, not in the folder", truth.origin);
+                    let note = Finding::note(Category::Missing, name, message);
+                    findings.push(Finding { failure: needed, ..note });
+                }
+            }
+            for (name, commit) in &truth.mixed {
+                let message = format!("of revision {commit}, other files are not");
+                findings.push(Finding::failure(Category::MixedRevisions, name, message));
+            }
+        }
+        if let Some(truth) = self.options.truths.iter().find(|t| t.lists_everything) {
+            for name in present.iter().filter(|n| selected(n) && !describes_the_folder(n)) {
+                if !truth.files.contains_key(*name) && !folder::is_leftover(name) {
+                    let message = format!("not listed by {}", truth.origin);
+                    findings.push(Finding::note(Category::Extra, *name, message));
+                }
+            }
+        }
+        findings.dedup();
+        self.findings.extend(findings);
+    }
+
+    /// Compares sizes; the files that may be read are returned with their sizes.
+    fn check_sizes(&mut self, selected: &dyn Fn(&str) -> bool) -> Vec<(String, u64)> {
+        let mut sound = Vec::new();
+        let mut findings = Vec::new();
+        for name in self.names.iter().filter(|n| selected(n) && !folder::is_leftover(n)) {
+            // What is known already says more: a pointer, an error page, a cut header.
+            let told = || self.findings.iter().any(|f| f.file == *name && f.failure);
+            let Some(size) = self.size(name) else {
+                if !told() {
+                    findings.push(Finding::failure(Category::Unreadable, name, "cannot be opened"));
+                }
+                continue;
+            };
+            let mut sizes = self.expected(name).filter_map(|(t, e)| Some((t, e.size?)));
+            let wrong = sizes.find(|(_, s)| *s != size).map(|(t, s)| (t.origin.clone(), s));
+            match wrong {
+                Some((origin, wanted)) if self.options.level >= Level::Sizes => {
+                    if !told() {
+                        findings.push(self.size_finding(name, size, wanted, &origin));
+                    }
+                }
+                _ => sound.push((name.clone(), size)),
+            }
+        }
+        self.findings.extend(findings);
+        sound
+    }
+
+    fn size_finding(&self, name: &str, size: u64, wanted: u64, origin: &str) -> Finding {
+        let message = format!("{size} bytes, {wanted} by {origin}");
+        if name == CONFIG {
+            return Finding::failure(Category::ConfigEdited, name, message);
+        }
+        let start = self.root.file(name).ok().and_then(|file| start_of(&file));
+        let category = start.and_then(|(start, _)| stand_in(&start));
+        let by_size = if size < wanted { Category::Truncated } else { Category::Size };
+        Finding::failure(category.unwrap_or(by_size), name, message)
+    }
+
+    /// Reads what the level asks for; `None` where no byte needs to be read.
+    fn read(&mut self, sound: Vec<(String, u64)>, progress: &Progress) -> Result<Reading> {
+        let content = self.options.level == Level::Content;
+        let failed: BTreeSet<String> = self
+            .findings
+            .iter()
+            .filter(|f| f.category == Category::Header)
+            .map(|f| f.file.clone())
+            .collect();
+        if self.options.level < Level::Checksums {
+            return Ok(Reading::default());
+        }
+        let shards: BTreeMap<&str, _> =
+            self.structure.shards.iter().map(|s| (s.name.as_str(), s)).collect();
+        let mut jobs: VecDeque<FileJob> = VecDeque::new();
+        for (name, size) in self.in_subset(sound) {
+            let expected: Vec<&Expected> = self.expected(&name).map(|(_, e)| e).collect();
+            let digests = expected.iter().flat_map(|e| e.digests.clone()).collect::<Vec<_>>();
+            let scanned = content && shards.contains_key(name.as_str());
+            let sum = self.options.write_sums.is_some();
+            if digests.is_empty() && !scanned && !sum {
+                continue;
+            }
+            let tensors = expected.iter().flat_map(|e| e.tensors.clone()).collect();
+            let shard =
+                if failed.contains(&name) { None } else { shards.get(name.as_str()).copied() };
+            jobs.push_back(FileJob { name, size, digests, tensors, shard, content: scanned, sum });
+        }
+        jobs.make_contiguous().sort_by_key(|j| std::cmp::Reverse(j.size));
+        progress.total.store(jobs.iter().map(|j| j.size).sum(), Ordering::Relaxed);
+        let saved = match &self.options.state {
+            Some(state) => Some(SavedState::open(state, self.root.path(), self.options.fresh)?),
+            None => None,
+        };
+        let threads = match self.options.jobs {
+            0 => std::thread::available_parallelism().map_or(2, usize::from),
+            jobs => jobs,
+        };
+        let (queue, reading) = (Mutex::new(jobs), Mutex::new(Reading::default()));
+        let work = || -> Result<()> {
+            while !progress.stopped() {
+                let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                let Some(job) = next else { return Ok(()) };
+                let one = read_file(&self.root, &job, self.options.io, saved.as_ref(), progress)?;
+                reading.lock().unwrap_or_else(PoisonError::into_inner).merge(one);
+            }
+            Err(Error::cancelled())
+        };
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            let joined: Vec<_> =
+                workers.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+            joined.into_iter().try_for_each(|r| {
+                r.unwrap_or_else(|_| Err(Error::internal("a reading thread panicked")))
+            })
+        })?;
+        Ok(reading.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn in_subset(&self, mut files: Vec<(String, u64)>) -> Vec<(String, u64)> {
+        let mut at = 0;
+        match self.options.subset {
+            None => {}
+            Some(Subset::Part { index, count }) => files.retain(|_| {
+                at += 1;
+                (at - 1) % count == index - 1
+            }),
+            Some(Subset::Percent(percent)) => files.retain(|(name, _)| {
+                xxhash_rust::xxh3::xxh3_64(name.as_bytes()) % 100 < u64::from(percent)
+            }),
+        }
+        files
+    }
+
+    fn report(mut self, reading: Reading, selected: &dyn Fn(&str) -> bool) -> Report {
+        let mut findings = std::mem::take(&mut self.findings);
+        findings.extend(reading.findings);
+        for finding in &mut findings {
+            if finding.file == CONFIG && finding.category == Category::Checksum {
+                finding.category = Category::ConfigEdited;
+            }
+            finding.failure = match finding.category {
+                Category::ConfigEdited => !self.options.allow_config_edits,
+                _ => finding.failure || self.options.strict,
+            };
+        }
+        findings.sort_by(|a, b| {
+            (!a.failure, &a.file, a.category).cmp(&(!b.failure, &b.file, b.category))
+        });
+        findings.dedup();
+        let files: Vec<&String> = self.names.iter().filter(|n| selected(n)).collect();
+        let covered = |name: &str| self.expected(name).any(|(_, e)| !e.digests.is_empty());
+        let compared = self.options.level >= Level::Checksums;
+        let verdict = if findings.iter().any(|f| f.failure) {
+            Verdict::Failed
+        } else if compared && reading.verified == 0 {
+            Verdict::Unverifiable
+        } else {
+            Verdict::Ok
+        };
+        let uncovered = files.iter().filter(|n| !covered(n) && !describes_the_folder(n));
+        Report {
+            schema: SCHEMA,
+            verdict,
+            level: self.options.level,
+            truths: self.options.truths.iter().map(|t| self.used(t)).collect(),
+            files: files.len(),
+            verified: reading.verified,
+            resumed: reading.resumed,
+            bytes: reading.bytes,
+            uncovered: uncovered.map(|n| (*n).clone()).collect(),
+            findings,
+        }
+    }
+
+    fn used(&self, truth: &Truth) -> UsedTruth {
+        UsedTruth {
+            kind: truth.kind.to_string(),
+            origin: truth.origin.clone(),
+            commit: truth.commit.clone(),
+            repository: truth.repository.clone(),
+            covers: self.names.iter().filter(|n| truth.files.contains_key(*n)).count(),
+            self_attested: truth.self_attested,
+            notes: truth.notes.clone(),
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! What `verify` finds, in categories that tell a user what to do.
+
+use serde::Serialize;
+
+/// Kind of a finding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Category {
+    /// Right size, wrong bytes.
+    Checksum,
+    /// Another size than the source of truth says.
+    Size,
+    /// Shorter than its own header or the source of truth says.
+    Truncated,
+    /// A required file is not there.
+    Missing,
+    /// A git-lfs pointer in place of the data.
+    LfsPointer,
+    /// A web page or an error message in place of the data.
+    ErrorPage,
+    /// The header is zeros: space was reserved, nothing was written.
+    ZeroedHeader,
+    /// The header breaks the format.
+    Header,
+    /// The index and the shards contradict one another.
+    Index,
+    /// A tensor lies in two shards.
+    Duplicate,
+    /// A scale is missing, or of the wrong shape, dtype or value.
+    Scale,
+    /// config.json contradicts the tensors.
+    Config,
+    /// config.json is not the published one.
+    ConfigEdited,
+    /// Files are of different revisions.
+    MixedRevisions,
+    /// A source of truth in the folder is damaged, so what it covers cannot be checked.
+    DamagedTruth,
+    /// NaN or infinity.
+    NonFinite,
+    /// A tensor of zeros.
+    ZeroTensor,
+    /// A long run of zeros inside a tensor.
+    ZeroRange,
+    /// What a broken download leaves.
+    Leftover,
+    /// A file that the source of truth does not list.
+    Extra,
+    /// A format that executes code when it is loaded; never opened.
+    UnsafeFormat,
+    /// The file could not be read.
+    Unreadable,
+}
+
+/// One thing found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Kind.
+    pub category: Category,
+    /// File, relative to the folder.
+    pub file: String,
+    /// Tensor, where one can be named.
+    pub tensor: Option<String>,
+    /// What is wrong, with its numbers.
+    pub message: String,
+    /// Whether it fails the verification; otherwise it is a note.
+    pub failure: bool,
+}
+
+impl Finding {
+    /// A finding that fails the verification.
+    pub fn failure(
+        category: Category,
+        file: impl Into<String>,
+        message: impl Into<String>,
+    ) -> Self {
+        Self { category, file: file.into(), tensor: None, message: message.into(), failure: true }
+    }
+
+    /// A finding that does not.
+    pub fn note(category: Category, file: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { failure: false, ..Self::failure(category, file, message) }
+    }
+
+    /// Names the tensor.
+    #[must_use]
+    pub fn tensor(mut self, name: impl Into<String>) -> Self {
+        self.tensor = Some(name.into());
+        self
+    }
+}
+
+/// What a verification says in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Everything that was to be checked is as it should be.
+    Ok,
+    /// At least one finding fails the verification.
+    Failed,
+    /// Nothing was wrong, but there was no digest to compare with.
+    Unverifiable,
+}
+
+/// A source of truth that was used.
+#[derive(Debug, Clone, Serialize)]
+pub struct UsedTruth {
+    /// Kind in words.
+    pub kind: String,
+    /// File or address it came from.
+    pub origin: String,
+    /// Revision, where it is known.
+    pub commit: Option<String>,
+    /// `org/name`, where it is known.
+    pub repository: Option<String>,
+    /// Files of this folder that it covers.
+    pub covers: usize,
+    /// Whether it is lingconv's own word alone.
+    pub self_attested: bool,
+    /// What to know about it.
+    pub notes: Vec<String>,
+}
+
+/// Everything that a verification found.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Form of this report.
+    pub schema: &'static str,
+    /// What it says.
+    pub verdict: Verdict,
+    /// Level reached.
+    pub level: super::Level,
+    /// Sources of truth, in the order they were found.
+    pub truths: Vec<UsedTruth>,
+    /// Files looked at.
+    pub files: usize,
+    /// Files whose digest was compared and agreed.
+    pub verified: usize,
+    /// Files taken over from an earlier verification.
+    pub resumed: usize,
+    /// Bytes read in this run.
+    pub bytes: u64,
+    /// Files that no source of truth covers.
+    pub uncovered: Vec<String>,
+    /// Findings, failures first.
+    pub findings: Vec<Finding>,
+}

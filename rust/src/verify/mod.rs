@@ -1,0 +1,68 @@
+//! `verify`: is this folder what it should be?
+//!
+//! Four levels, each including the ones before: headers, sizes, checksums, content. What a file
+//! should be is said by a source of truth ([`digests`]); what a checkpoint should be is said by its
+//! own index, headers and config ([`structure`]). Bytes are read once for everything that needs
+//! them ([`engine`]): whole-file digests, digests of tensors, and the scan of [`content`].
+//!
+//! Nothing here stops at the first problem. Every problem becomes a [`Finding`] with a category, a
+//! file and, where possible, a tensor; the caller decides what they mean for the exit code by
+//! [`Report::verdict`].
+
+pub mod content;
+pub mod digests;
+pub mod engine;
+pub mod findings;
+mod folder;
+mod reading;
+pub mod state;
+pub mod structure;
+
+pub use engine::{Options, verify};
+pub use findings::{Category, Finding, Report, Verdict};
+
+use std::path::Path;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+use crate::error::{Error, Kind};
+
+/// The finding for a source of truth in the folder `path` that could not be read; other errors
+/// are given back.
+pub fn damaged_truth(path: &Path, error: Error) -> Result<Finding, Error> {
+    if error.kind != Kind::Invalid {
+        return Err(error);
+    }
+    let file = error.path.as_deref().unwrap_or(path);
+    let file = file.strip_prefix(path).unwrap_or(file).display().to_string();
+    Ok(Finding::failure(Category::DamagedTruth, file, error.message))
+}
+
+/// How much is checked; each level includes the ones before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Headers, index, config and names.
+    Headers,
+    /// Sizes of files.
+    Sizes,
+    /// Digests of files, and of tensors where a manifest has them.
+    Checksums,
+    /// NaN, infinity, zeros, scales.
+    Content,
+}
+
+impl FromStr for Level {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "headers" => Ok(Self::Headers),
+            "sizes" => Ok(Self::Sizes),
+            "checksums" => Ok(Self::Checksums),
+            "content" => Ok(Self::Content),
+            _ => Err(Error::usage(format!("unknown level {text:?}"))
+                .hint("one of: headers, sizes, checksums, content")),
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Verifying a folder.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use lingconv_core::error::{Error, Result};
+use lingconv_core::exec::Progress;
+use lingconv_core::io::{Mode, Root};
+use lingconv_core::verify::engine::Subset;
+use lingconv_core::verify::{self as core, Level, Options, digests};
+use pyo3::prelude::*;
+
+use crate::run::report;
+use crate::{blocking, errors};
+
+/// A listing that was fetched: text, address, which hub, commit, repository.
+type Listing = (String, String, String, Option<String>, Option<String>);
+
+fn fetched((text, origin, hub, commit, repository): Listing) -> Result<digests::Truth> {
+    let kind = match hub.as_str() {
+        "modelscope" => digests::Kind::ModelScope,
+        _ => digests::Kind::HubListing,
+    };
+    let mut truth = digests::parse(&text, &origin, Some(kind))?;
+    truth.commit = truth.commit.or(commit);
+    truth.repository = truth.repository.or(repository);
+    Ok(truth)
+}
+
+/// Verifies a folder; JSON `lingconv.verify/1`.
+///
+/// The sources of truth are `against`, a file, or `listing`, fetched from a hub, or
+/// else what the download left in the folder.
+#[pyfunction]
+#[pyo3(signature = (path, *, level, against, listing, subset, files, strict, allow_config_edits, jobs, io, state, fresh, write_sums, tick))]
+#[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]
+pub fn verify(
+    py: Python<'_>,
+    path: PathBuf,
+    level: &str,
+    against: Option<PathBuf>,
+    listing: Option<Listing>,
+    subset: Option<&str>,
+    files: Vec<String>,
+    strict: bool,
+    allow_config_edits: bool,
+    jobs: usize,
+    io: &str,
+    state: Option<PathBuf>,
+    fresh: bool,
+    write_sums: Option<PathBuf>,
+    tick: Py<PyAny>,
+) -> PyResult<String> {
+    let options = || -> Result<Options> {
+        let mut damaged_truths = Vec::new();
+        let truths = match (against, listing) {
+            (Some(file), _) => vec![digests::read_file(&file)?],
+            (None, Some(listing)) => vec![fetched(listing)?],
+            (None, None) => digests::detect(&Root::open(&path)?).or_else(|e| {
+                damaged_truths.push(core::damaged_truth(&path, e)?);
+                Ok(Vec::new())
+            })?,
+        };
+        let subset = subset.map(Subset::from_str).transpose()?;
+        let (level, io) = (Level::from_str(level)?, Mode::from_str(io)?);
+        Ok(Options {
+            level,
+            truths,
+            damaged_truths,
+            subset,
+            files,
+            strict,
+            allow_config_edits,
+            jobs,
+            io,
+            state,
+            fresh,
+            write_sums,
+        })
+    };
+    let options = options().map_err(|e| errors::to_py(py, &e))?;
+    let progress = Progress::default();
+    let found = blocking::run(
+        py,
+        &progress.cancel,
+        || core::verify(&path, &options, &progress),
+        |cancelling| report(py, &progress, cancelling, &tick),
+    )?;
+    errors::json(&found).map_err(|e: Error| errors::to_py(py, &e))
+}

@@ -1,0 +1,250 @@
+"""One table: what whole commands cost beside cp, sha256sum and the usual PyTorch script.
+
+Everything is measured in one run, in turns, from the page cache, on files that are removed at the
+end. Ratios of one run can be compared between machines; seconds cannot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from kernels import kernel_rates
+
+import lingconv
+from measure import Cost, cost_of
+from ordeal import Words, quantize
+from support import COMMAND, succeed
+
+GIGABYTE = 1e9
+PROBES = 64
+TRIES = 5
+YARDSTICK = 512 << 20
+TORCH_ROUNDS = 2
+TORCH_SCRIPT = """
+import os, sys
+from pathlib import Path
+from lingconv.reference import torch_quantize_deepseek
+torch_quantize_deepseek(Path(sys.argv[1]), Path(sys.argv[2]))
+with open(sys.argv[2], "rb") as file:
+    os.fsync(file.fileno())
+"""
+COPY = 'cp "$1" "$2" && sync "$2"'
+COLUMNS = ("", "wall s", "least", "most", "x cp", "GB/s", "CPU-s/GB", "peak MB")
+
+
+@dataclass
+class Contender:
+    """A command that is measured; `size` is that of the BF16 form of what it works on."""
+
+    name: str
+    command: Words
+    sources: list[Path]
+    size: int
+    output: Path
+    variables: dict[str, str] = field(default_factory=dict)
+    costs: list[Cost] = field(default_factory=list)
+    cached: float = 1.0
+
+    def run(self) -> None:
+        """Measure once: no output yet, sources in the page cache, nothing left to write back."""
+        remove(self.output)
+        for path in self.sources:
+            warm(path)
+        os.sync()
+        self.cached = min(self.cached, *map(cached_share, self.sources))
+        cost = cost_of(*self.command, **self.variables)
+        if cost.code != 0:
+            raise SystemExit(f"{self.name}: exit {cost.code}\n{cost.stderr}")
+        self.costs.append(cost)
+
+    def figures(self, copy_pace: float) -> dict[str, Any]:
+        """Medians; `copy_pace` is the time that cp takes for a byte."""
+        seconds = [cost.seconds for cost in self.costs]
+        wall = median(seconds)
+        return {
+            "name": self.name,
+            "rounds": len(seconds),
+            "bf16_bytes": self.size,
+            "seconds": round(wall, 3),
+            "seconds_least": round(min(seconds), 3),
+            "seconds_most": round(max(seconds), 3),
+            "ratio_to_cp": round(wall / self.size / copy_pace, 3),
+            "gb_per_second": round(self.size / GIGABYTE / wall, 3),
+            "cpu_seconds_per_gb": round(
+                median(cost.cpu for cost in self.costs) * GIGABYTE / self.size, 3
+            ),
+            "peak_mb": round(max(cost.peak for cost in self.costs) / 1e6),
+        }
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, if it is there."""
+    if path.is_dir():
+        for entry in path.iterdir():
+            remove(entry)
+        path.rmdir()
+    path.unlink(missing_ok=True)
+
+
+def warm(path: Path) -> None:
+    """Have a file in the page cache."""
+    with path.open("rb", buffering=0) as file:
+        buffer = bytearray(16 << 20)
+        while file.readinto(buffer):
+            pass
+
+
+def cached_share(path: Path) -> float:
+    """Share of probes of a file that the page cache answers."""
+    with path.open("rb", buffering=0) as file:
+        hits, size = 0, path.stat().st_size
+        for probe in range(PROBES):
+            try:
+                hits += os.preadv(
+                    file.fileno(), [bytearray(1)], size // PROBES * probe, os.RWF_NOWAIT
+                )
+            except BlockingIOError:
+                continue
+    return hits / PROBES
+
+
+def best_rate(work: Callable[[], object], size: int) -> float:
+    """GB/s of the fastest of a few tries."""
+    times = []
+    for _ in range(TRIES):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return round(size / GIGABYTE / min(times), 2)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    data, copy = os.urandom(YARDSTICK), bytearray(YARDSTICK)
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "memcpy": best_rate(lambda: memoryview(copy).__setitem__(slice(None), data), YARDSTICK),
+        "sha256": best_rate(lambda: hashlib.sha256(data), YARDSTICK),
+        "load": [round(load, 2) for load in os.getloadavg()],
+    }
+
+
+def contenders(folder: Path, experts: int, torch_python: Path | None) -> list[Contender]:
+    """Makes the sources: the same tensors in BF16 in one file, in two files, and in FP8."""
+    one, two, coded = folder / "one", folder / "two", folder / "coded"
+    layer = ("ling-1t-layer", "--experts", str(experts), "--shard-size")
+    succeed("synth", *layer, "999G", "-o", one)
+    (file,) = one.glob("*.safetensors")
+    succeed("synth", *layer, f"{file.stat().st_size * 53 // 100}B", "-o", two)
+    succeed(*quantize(one, coded))
+    halves, codes = list(two.glob("*.safetensors")), list(coded.glob("*.safetensors"))
+    output = folder / "out"
+
+    def own(name: str, source: Path, files: list[Path], *options: str) -> Contender:
+        verb: Words = (
+            ("dequantize", source, "-o", output, *options)
+            if source == coded
+            else quantize(source, output, *options)
+        )
+        size = sum(path.stat().st_size for path in (files if source != coded else [file]))
+        return Contender(name, (*COMMAND, *verb, "--quiet"), files, size, output)
+
+    size, copied = file.stat().st_size, folder / "copy"
+    found = [
+        Contender("cp + fsync", ("sh", "-c", COPY, "sh", file, copied), [file], size, copied),
+        Contender("sha256sum", ("sha256sum", file), [file], size, copied),
+        own("quantize, 1 job", one, [file], "-j1"),
+        own("quantize, 1 job, buffered", one, [file], "-j1", "--io", "buffered"),
+        own("quantize, 2 jobs, 2 files", two, halves, "-j2"),
+        own("quantize, 2 jobs, buffered", two, halves, "-j2", "--io", "buffered"),
+        own("dequantize, 1 job", coded, codes, "-j1"),
+    ]
+    if torch_python:
+        package = str(Path(lingconv.__file__).parents[1])
+        script = (torch_python, "-c", TORCH_SCRIPT, file, copied)
+        found.append(
+            Contender("torch script", script, [file], size, copied, {"PYTHONPATH": package})
+        )
+    return found
+
+
+def measure(racers: list[Contender], rounds: int) -> None:
+    """Rounds in turns; PyTorch last and less often, for it is slow."""
+    for _ in range(rounds):
+        for racer in racers:
+            if racer.name != "torch script":
+                racer.run()
+    for racer in racers:
+        if racer.name == "torch script":
+            for _ in range(TORCH_ROUNDS):
+                racer.run()
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people."""
+    facts = report["machine"]
+    lines = [
+        f"{facts['cpu']} · {facts['cores']} cores · Linux {facts['kernel']} · load {facts['load']}",
+        f"one core: memcpy {facts['memcpy']} GB/s, one SHA-256 stream {facts['sha256']} GB/s",
+        f"{report['rounds']} rounds in turns, medians; sources {report['cached']:.0%} in the page "
+        "cache; outputs fsynced; GB are of BF16",
+        "",
+        f"{COLUMNS[0]:28}" + "".join(f"{column:>10}" for column in COLUMNS[1:]),
+    ]
+    keys = ("seconds", "seconds_least", "seconds_most", "ratio_to_cp", "gb_per_second")
+    for row in report["commands"]:
+        cells = [row[key] for key in (*keys, "cpu_seconds_per_gb")]
+        numbers = "".join(f"{cell:10.2f}" for cell in cells)
+        lines.append(f"{row['name']:28}{numbers}{row['peak_mb']:10}")
+    if not any(row["name"] == "torch script" for row in report["commands"]):
+        lines.append(f"{'torch script':28}{'not measured':>20}")
+    lines += ["", f"{'kernels, one core, GB/s':28}" + "not measured" * (not report["kernels"])]
+    for name, rates in report["kernels"].items():
+        levels = "  ".join(f"{level} {rate:.2f}" for level, rate in rates.items())
+        lines.append(f"  {name:26}{levels}")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Measure, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--experts", type=int, default=40, help="about 0.1 GB of BF16 each")
+    parser.add_argument("--folder", type=Path, help="on the disk to measure; 15 GB free")
+    parser.add_argument("--torch-python", type=Path, help="an interpreter that has torch")
+    parser.add_argument("--no-kernels", action="store_true", help="leave cargo bench out")
+    parser.add_argument("--save", type=Path, default=Path("build/bench.json"))
+    args = parser.parse_args()
+    report: dict[str, Any] = {"schema": "lingconv.bench/1", "machine": machine()}
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        racers = contenders(Path(folder), args.experts, args.torch_python)
+        measure(racers, args.rounds)
+    copy_pace = median(cost.seconds for cost in racers[0].costs) / racers[0].size
+    report["rounds"] = args.rounds
+    report["cached"] = min(racer.cached for racer in racers)
+    report["commands"] = [racer.figures(copy_pace) for racer in racers]
+    report["kernels"] = {} if args.no_kernels else kernel_rates()
+    args.save.parent.mkdir(parents=True, exist_ok=True)
+    args.save.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    sys.stdout.write(f"{table(report)}\nsaved to {args.save}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

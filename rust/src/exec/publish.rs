@@ -31,6 +31,11 @@ pub(super) fn finish_if_last(run: &Run, state: &State) -> Result<Outcome> {
             // Another worker recorded the last task after this one had looked, and published.
             return Ok(Outcome::Complete);
         }
+        if run.options.worker.count == 1 {
+            return Err(Error::new(Kind::Io, "a source or output changed during the run")
+                .at(output)
+                .hint("run the same command again; what still holds is kept"));
+        }
         return Ok(Outcome::ShareComplete);
     }
     let claim = journal::folder(output).join("finish");

@@ -1,6 +1,6 @@
 //! Source files: positioned reads into reused buffers, direct or through the page cache.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
@@ -29,16 +29,21 @@ pub struct Stamp {
     pub ctime_ns: i64,
 }
 
-impl Stamp {
-    /// Stamp of an open file.
-    pub fn of(file: &File) -> std::io::Result<Self> {
-        let m = file.metadata()?;
+impl From<&Metadata> for Stamp {
+    fn from(m: &Metadata) -> Self {
         let nanoseconds = |s: i64, ns: i64| s.saturating_mul(1_000_000_000).saturating_add(ns);
-        Ok(Self {
+        Self {
             size: m.len(),
             mtime_ns: nanoseconds(m.mtime(), m.mtime_nsec()),
             ctime_ns: nanoseconds(m.ctime(), m.ctime_nsec()),
-        })
+        }
+    }
+}
+
+impl Stamp {
+    /// Stamp of an open file.
+    pub fn of(file: &File) -> std::io::Result<Self> {
+        file.metadata().map(|m| Self::from(&m))
     }
 }
 

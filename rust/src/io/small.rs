@@ -29,8 +29,8 @@ pub fn size(path: &Path) -> Option<u64> {
 
 /// Size and modification time in nanoseconds since 1970 of a regular file.
 pub fn size_and_mtime(path: &Path) -> Option<(u64, i64)> {
-    let file = path.is_file().then(|| File::open(path).ok()).flatten()?;
-    let stamp = super::Stamp::of(&file).ok()?;
+    let metadata = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
+    let stamp = super::Stamp::from(&metadata);
     Some((stamp.size, stamp.mtime_ns))
 }
 

@@ -3,7 +3,8 @@
 //! A checkpoint folder becomes another one in four steps, each a noun of this crate:
 //!
 //! 1. [`catalog`] reads headers, index and config, and nothing else. [`header`] is the strict
-//!    parser behind it; [`model`] gives tensor names their roles, from `data/architectures`.
+//!    parser behind it; [`model`] gives tensor names their roles, from `data/architectures`;
+//!    [`target`] says what engines want on disk, from `data/targets`.
 //! 2. [`plan`] turns a catalog and a request into tasks, as data: which source bytes go through
 //!    which operation of [`transform`] to which place of which output file. [`plan::check`] proves
 //!    that nothing is lost or written twice, without using the planners.
@@ -30,5 +31,6 @@ pub mod numeric;
 pub mod plan;
 pub mod run;
 pub mod synth;
+pub mod target;
 pub mod transform;
 pub mod verify;

@@ -18,6 +18,11 @@ pub enum Op {
         /// Bytes of one column.
         unit: u32,
     },
+    /// Narrow floats to F32, exactly.
+    Widen {
+        /// Element type of the source.
+        float: Float,
+    },
     /// Wide floats to E4M3 codes and their scales.
     Encode {
         /// Element type of the source.
@@ -41,7 +46,7 @@ impl Op {
     pub fn source_unit(&self) -> u64 {
         match self {
             Self::Copy { unit } => u64::from(*unit),
-            Self::Encode { float, .. } => float.bytes() as u64,
+            Self::Widen { float } | Self::Encode { float, .. } => float.bytes() as u64,
             Self::Decode { .. } => 1,
         }
     }
@@ -50,6 +55,7 @@ impl Op {
     pub fn result_unit(&self) -> u64 {
         match self {
             Self::Copy { unit } => u64::from(*unit),
+            Self::Widen { .. } => 4,
             Self::Encode { .. } => 1,
             Self::Decode { .. } => 2,
         }
@@ -58,10 +64,15 @@ impl Op {
     /// The grid that ties elements together, if any.
     pub fn grid(&self) -> Option<Grid> {
         match self {
-            Self::Copy { .. } => None,
+            Self::Copy { .. } | Self::Widen { .. } => None,
             Self::Encode { encoding, .. } => Some(encoding.grid),
             Self::Decode { grid, .. } => Some(*grid),
         }
+    }
+
+    /// Whether rows that are taken whole are written as they were read.
+    pub fn is_copy(&self) -> bool {
+        matches!(self, Self::Copy { .. })
     }
 
     /// Rows that must stay in one window.
@@ -73,6 +84,7 @@ impl Op {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Copy { .. } => "copy",
+            Self::Widen { .. } => "widen",
             Self::Encode { .. } => "encode",
             Self::Decode { .. } => "decode",
         }

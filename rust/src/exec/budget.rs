@@ -36,7 +36,7 @@ pub struct Budget {
 /// Source and result bytes of one row of a step.
 pub(super) fn row_bytes(step: &Step) -> u64 {
     let width = |t: &crate::plan::Target| t.cols.end - t.cols.start;
-    let moved = step.targets.iter().filter(|t| step.op.grid().is_some() || width(t) != step.cols);
+    let moved = step.targets.iter().filter(|t| !step.op.is_copy() || width(t) != step.cols);
     let result: u64 = moved.map(width).sum::<u64>() * step.op.result_unit();
     step.cols * step.op.source_unit() + result
 }

@@ -192,10 +192,18 @@ impl<'a> OutputFold<'a> {
         Ok(())
     }
 
-    /// Closes tensors that are full, and writes the scales that were waiting for them.
+    /// Closes tensors that are full, and writes what no source holds: the scales that were waiting
+    /// for their turn, constants, padding.
     fn pass_filled(&mut self, output: u32, pieces: &mut Vec<Piece>) -> Result<()> {
         while let Some(tensor) = self.file.tensors.get(self.tensor) {
             if let Some(bytes) = self.deferred.remove(&(self.tensor as u32)) {
+                self.feed(&bytes)?;
+                pieces.push(Piece { output, place: Place::Owned(bytes) });
+            }
+            if let Some(fill) = self.file.fill_of(self.tensor)
+                && self.tensor_bytes + fill.bytes == tensor.bytes()
+            {
+                let bytes = fill.content();
                 self.feed(&bytes)?;
                 pieces.push(Piece { output, place: Place::Owned(bytes) });
             }

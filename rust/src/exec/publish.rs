@@ -106,11 +106,11 @@ fn write_sidecar(run: &Run, sidecar: &Sidecar) -> Result<()> {
     let carried;
     let bytes = match &sidecar.content {
         SidecarContent::Bytes(bytes) => bytes,
-        SidecarContent::Source => {
-            let found = run.catalog.root.read(&sidecar.path, MAX_SIDECAR)?.unwrap_or_default();
+        SidecarContent::Source(name) => {
+            let found = run.catalog.root.read(name, MAX_SIDECAR)?.unwrap_or_default();
             if hex(&Sha256::digest(&found)) != sidecar.sha256 {
                 return Err(Error::new(Kind::Io, "the source's file changed after it was planned")
-                    .at(run.catalog.root.path().join(&sidecar.path))
+                    .at(run.catalog.root.path().join(name))
                     .hint("run the command again once nothing writes to the source"));
             }
             carried = found;

@@ -103,6 +103,7 @@ impl Slot {
     fn transform(&mut self, work: &Work, part: &Part) -> Result<()> {
         match part.step.op {
             Op::Copy { .. } => self.copy(part),
+            Op::Widen { float } => self.widen(part, float),
             Op::Encode { float, encoding } => {
                 self.encode(work, part, float, &encoding).map_err(|e| {
                     let source = part.step.source;
@@ -136,6 +137,20 @@ impl Slot {
             to.copy_from_slice(&source[row * stride..][..width]);
         }
         self.pieces.push(Piece { output, place: Place::Output(taken) });
+    }
+
+    fn widen(&mut self, part: &Part, float: Float) {
+        let taken = self.take(part.row_count() * part.col_count() * size_of::<f32>());
+        let tile = part.tile(self.input.bytes());
+        let out = self.output.bytes_mut()[taken.clone()].as_chunks_mut().0;
+        let elements = (0..tile.rows).flat_map(|row| {
+            let row = &tile.bytes[row * tile.stride..][..tile.cols * float.bytes()];
+            row.chunks_exact(float.bytes())
+        });
+        for (element, out) in elements.zip(out) {
+            *out = float.read(element).to_le_bytes();
+        }
+        self.pieces.push(Piece { output: part.target.output, place: Place::Output(taken) });
     }
 
     fn encode(
@@ -259,7 +274,7 @@ fn result_bytes(step: &Step, rows: &Range<u64>) -> usize {
     let of_target = |t: &Target| {
         let overlap = rows.end.min(t.rows.end).saturating_sub(rows.start.max(t.rows.start));
         let width = t.cols.end - t.cols.start;
-        let copied_as_read = step.op.grid().is_none() && width == step.cols;
+        let copied_as_read = step.op.is_copy() && width == step.cols;
         if overlap == 0 || copied_as_read { 0 } else { overlap * width * unit + PAGE }
     };
     step.targets.iter().map(of_target).sum::<u64>() as usize

@@ -194,6 +194,25 @@ impl Model {
         Ok(BoundRule { rule: rule.clone(), shape: shape.map(Vec::into_boxed_slice), expected })
     }
 
+    /// Rules of the tensors that a complete checkpoint holds, with their shapes.
+    pub fn shapes(&self) -> impl Iterator<Item = (&TensorRule, &[u64])> {
+        let expected = self.rules.iter().flatten().filter(|b| b.expected);
+        expected.filter_map(|b| Some((&b.rule, b.shape.as_deref()?)))
+    }
+
+    /// The layers that hold a tensor, as text such as `{4..79}`, MTP layers left out.
+    pub fn layers_text(&self, rule: &TensorRule) -> String {
+        let Some(place) = rule.place else { return String::new() };
+        let ordinary = self.kinds[..self.layers() as usize].iter().enumerate();
+        let held: Vec<usize> = ordinary.filter(|(_, k)| k.holds(place)).map(|(l, _)| l).collect();
+        match held[..] {
+            [] => "*".to_owned(),
+            [only] => only.to_string(),
+            [first, .., last] if last - first + 1 == held.len() => format!("{{{first}..{last}}}"),
+            _ => "*".to_owned(),
+        }
+    }
+
     /// Name of the architecture.
     pub fn architecture(&self) -> &str {
         &self.architecture

@@ -7,6 +7,7 @@
 mod architecture;
 mod bound;
 mod expr;
+pub mod parallel;
 mod pattern;
 mod role;
 

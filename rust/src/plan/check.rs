@@ -126,6 +126,7 @@ impl<'a> Walk<'a> {
         let tensor = &cursor.output.tensors[at];
         let expected = match step.op {
             Op::Copy { .. } => source.dtype,
+            Op::Widen { .. } => Dtype::F32,
             Op::Encode { .. } => Dtype::F8E4M3,
             Op::Decode { .. } => Dtype::BF16,
         };
@@ -157,7 +158,7 @@ impl<'a> Walk<'a> {
 }
 
 impl Cursor<'_> {
-    /// Moves past complete tensors, taking the scales that were waiting for them.
+    /// Moves past complete tensors, taking scales that were waiting for them, constants and padding.
     fn pass_filled(&mut self) -> Result<()> {
         while let Some(tensor) = self.output.tensors.get(self.tensor) {
             if let Some(i) = self.deferred.iter().position(|d| d.0 == self.tensor) {
@@ -165,6 +166,11 @@ impl Cursor<'_> {
                     return Err(fail("scales and data in one tensor").tensor(&*tensor.name));
                 }
                 self.bytes = self.deferred.swap_remove(i).1;
+            }
+            if let Some(fill) = self.output.fill_of(self.tensor)
+                && self.bytes + fill.bytes == tensor.bytes()
+            {
+                self.bytes += fill.bytes;
             }
             if self.bytes != tensor.bytes() {
                 return Ok(());
@@ -217,7 +223,7 @@ fn check_source(catalog: &Catalog, step: &Step, source: &Tensor) -> Result<()> {
     }
     match step.op {
         Op::Copy { .. } => Ok(()),
-        Op::Encode { float, .. } if float_of(source.dtype) == Some(float) => Ok(()),
+        Op::Widen { float } | Op::Encode { float, .. } if float_of(source.dtype) == Some(float) => Ok(()),
         Op::Decode { grid, scale, scale_dtype } if source.dtype == Dtype::F8E4M3 => {
             let companion =
                 catalog.tensors.get(scale as usize).ok_or_else(|| fail("no such scale"))?;

@@ -31,6 +31,23 @@ pub struct Plan {
     pub config_changes: Vec<String>,
     /// What the user should know before starting.
     pub warnings: Vec<String>,
+    /// Commands that start an engine on the output; `{out}` stands for its folder.
+    pub launch: Vec<String>,
+    /// What each rank of a re-sharded output reads.
+    pub ranks: Vec<Rank>,
+}
+
+/// The files of one rank.
+#[derive(Debug, Clone, Serialize)]
+pub struct Rank {
+    /// Pipeline stage, from 0.
+    pub pp: u32,
+    /// Tensor parallel rank, from 0.
+    pub tp: u32,
+    /// Safetensors files.
+    pub files: usize,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// A set of outputs fed by the same source bytes, and the steps that produce them.
@@ -59,6 +76,27 @@ pub struct OutputFile {
     pub data_start: u64,
     /// Bytes of the whole file.
     pub size: u64,
+    /// What no source holds, by ascending tensor.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fills: Vec<Fill>,
+}
+
+/// The end of a tensor, or all of it, that no source holds: a constant, or rows of padding.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Fill {
+    /// Tensor of the output.
+    pub tensor: u32,
+    /// Bytes, up to the tensor's end.
+    pub bytes: u64,
+    /// Repeated.
+    pub word: [u8; 4],
+}
+
+impl Fill {
+    /// The bytes.
+    pub fn content(&self) -> Vec<u8> {
+        self.word.iter().copied().cycle().take(self.bytes as usize).collect()
+    }
 }
 
 /// One source tensor, read once, and where its rectangles go.
@@ -118,8 +156,8 @@ pub struct Sidecar {
 /// Content of a [`Sidecar`].
 #[derive(Debug, Clone)]
 pub enum SidecarContent {
-    /// Carried over from the source's file of the same name.
-    Source,
+    /// Carried over from this file of the source.
+    Source(String),
     /// Made by the planner.
     Bytes(Vec<u8>),
 }
@@ -129,7 +167,13 @@ impl OutputFile {
     pub fn new(path: String, mut tensors: Vec<Entry>) -> Result<Self> {
         let data = header::lay_out(&mut tensors)?;
         let data_start = header::encode(&tensors)?.len() as u64;
-        Ok(Self { path, tensors, data_start, size: data_start + data })
+        Ok(Self { path, tensors, data_start, size: data_start + data, fills: Vec::new() })
+    }
+
+    /// What no source holds of a tensor.
+    pub fn fill_of(&self, tensor: usize) -> Option<&Fill> {
+        let found = self.fills.binary_search_by_key(&tensor, |f| f.tensor as usize);
+        found.ok().map(|at| &self.fills[at])
     }
 }
 

@@ -7,7 +7,7 @@ use super::data::{Dropped, Plan};
 use super::request::Request;
 use super::select::in_mtp_layer;
 use super::shard_task::plan_shards;
-use super::sidecars;
+use super::sidecars::{self, Quantization, Sidecars};
 use crate::catalog::{Catalog, Tensor};
 use crate::companion::{self, is_scale, weight_of};
 use crate::dtype::Dtype;
@@ -43,7 +43,7 @@ pub fn plan(catalog: &Catalog, request: &Request) -> Result<Plan> {
         Ok(())
     })?;
     let (sidecars, config_changes) =
-        sidecars::plan(catalog, request, &tasks, sidecars::Quantization::Remove)?;
+        sidecars::plan(catalog, request, Sidecars::indexed(catalog, &tasks, Quantization::Remove))?;
     Ok(Plan {
         request: request.clone(),
         catalog_digest: catalog.digest(),
@@ -52,6 +52,8 @@ pub fn plan(catalog: &Catalog, request: &Request) -> Result<Plan> {
         sidecars,
         config_changes,
         warnings: catalog.warnings.clone(),
+        launch: Vec::new(),
+        ranks: Vec::new(),
     })
 }
 

@@ -64,7 +64,7 @@ fn step_json(catalog: &Catalog, outputs: &[OutputFile], step: &Step, name: &str)
     let mut sources = vec![source_json(catalog, step.source)];
     let mut parameters = Value::Null;
     match step.op {
-        Op::Copy { .. } => {}
+        Op::Copy { .. } | Op::Widen { .. } => {}
         Op::Encode { encoding, .. } => parameters = json!(encoding),
         Op::Decode { grid, scale, scale_dtype } => {
             sources.push(source_json(catalog, scale));

@@ -4,7 +4,7 @@
 //! - [`request`]: what the user asked for, as it is saved and recorded
 //! - [`check`]: the proof that a plan writes every byte once and loses nothing; shares no code
 //!   with the planners
-//! - [`quantize`], [`dequantize`]: one planner a verb, over [`shard_task`] and [`select`]
+//! - [`quantize`], [`dequantize`], [`reshard`]: one planner a verb, over [`shard_task`] and [`select`]
 //! - [`sidecars`]: config.json, index and the files carried over
 //! - [`saved`]: plans on disk, which `run` executes only if they can be derived again exactly
 
@@ -14,6 +14,7 @@ pub mod dequantize;
 pub mod explain;
 pub mod quantize;
 pub mod request;
+pub mod reshard;
 pub mod saved;
 mod select;
 mod shard_task;
@@ -31,6 +32,7 @@ pub fn build(catalog: &Catalog, request: &Request) -> Result<Plan> {
     let plan = match request.verb {
         Verb::Quantize => quantize::plan(catalog, request)?,
         Verb::Dequantize => dequantize::plan(catalog, request)?,
+        Verb::Reshard => reshard::plan(catalog, request)?,
     };
     check::check(catalog, &plan)?;
     Ok(plan)

@@ -6,7 +6,7 @@ use super::data::{Dropped, Plan};
 use super::request::Request;
 use super::select::{Choice, in_mtp_layer, select};
 use super::shard_task::plan_shards;
-use super::sidecars;
+use super::sidecars::{self, Quantization, Sidecars};
 use crate::catalog::{Catalog, MANIFEST};
 use crate::dialect::{ConfigFamily, Dialect, Strategy};
 use crate::dtype::Dtype;
@@ -17,10 +17,9 @@ use crate::transform::{Op, float_of};
 
 /// Plans `quantize fp8`.
 pub fn plan(catalog: &Catalog, request: &Request) -> Result<Plan> {
-    refuse_sources(catalog)?;
     let dialect = request.load_dialect()?;
     let model = request.load_model(catalog)?;
-    let choices = select(catalog, model.as_ref(), request)?;
+    let choices = choose(catalog, model.as_ref(), request)?;
     let mut dropped = Vec::new();
     let encoding = |role: Option<Role>| {
         dialect
@@ -45,10 +44,9 @@ pub fn plan(catalog: &Catalog, request: &Request) -> Result<Plan> {
         }
         Ok(())
     })?;
-    let kept = kept_modules(catalog, &choices);
-    let block = quantization_config(&dialect, request, kept);
+    let quantization = Quantization::Set(config(catalog, request, &choices)?);
     let (sidecars, config_changes) =
-        sidecars::plan(catalog, request, &tasks, sidecars::Quantization::Set(block))?;
+        sidecars::plan(catalog, request, Sidecars::indexed(catalog, &tasks, quantization))?;
     Ok(Plan {
         request: request.clone(),
         catalog_digest: catalog.digest(),
@@ -57,7 +55,28 @@ pub fn plan(catalog: &Catalog, request: &Request) -> Result<Plan> {
         sidecars,
         config_changes,
         warnings: warnings(catalog, model.as_ref(), request),
+        launch: Vec::new(),
+        ranks: Vec::new(),
     })
+}
+
+/// What becomes of each tensor of the catalog; refuses checkpoints that are quantised already.
+pub(super) fn choose(
+    catalog: &Catalog,
+    model: Option<&Model>,
+    request: &Request,
+) -> Result<Vec<Choice>> {
+    refuse_sources(catalog)?;
+    select(catalog, model, request)
+}
+
+/// The `quantization_config` that says so.
+pub(super) fn config(
+    catalog: &Catalog,
+    request: &Request,
+    choices: &[Choice],
+) -> Result<Map<String, Value>> {
+    Ok(quantization_config(&request.load_dialect()?, request, kept_modules(catalog, choices)))
 }
 
 fn refuse_sources(catalog: &Catalog) -> Result<()> {

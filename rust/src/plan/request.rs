@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::reshard::Reshard;
 use crate::catalog::Catalog;
 use crate::dialect::{Dialect, ScaleKind};
 use crate::error::{Error, Kind, Result};
@@ -19,6 +20,8 @@ pub enum Verb {
     Quantize,
     /// FP8 to BF16.
     Dequantize,
+    /// Every rank's tensors in files of its own.
+    Reshard,
 }
 
 impl Verb {
@@ -27,6 +30,7 @@ impl Verb {
         match self {
             Self::Quantize => "quantize fp8",
             Self::Dequantize => "dequantize",
+            Self::Reshard => "reshard",
         }
     }
 }
@@ -39,6 +43,9 @@ impl Verb {
 pub struct Request {
     /// What kind of plan to make.
     pub verb: Verb,
+    /// Layout and target of a `reshard`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reshard: Option<Reshard>,
     /// Name of a built-in dialect.
     #[serde(default = "default_dialect")]
     pub dialect: String,
@@ -104,7 +111,10 @@ impl Request {
             Some(factor) if !(factor > 1.0 && factor <= MAX_YARN) => Err(Error::usage(format!(
                 "--rope-yarn takes a factor above 1 and at most {MAX_YARN}, not {factor}"
             ))),
-            _ => Ok(request),
+            _ => {
+                request.reshard.as_ref().map_or(Ok(()), Reshard::check)?;
+                Ok(request)
+            }
         }
     }
 

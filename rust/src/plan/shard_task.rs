@@ -24,7 +24,7 @@ struct Item {
     entries: Vec<Entry>,
 }
 
-fn entry(name: &str, dtype: Dtype, shape: &[u64]) -> Entry {
+pub(super) fn entry(name: &str, dtype: Dtype, shape: &[u64]) -> Entry {
     Entry { name: name.into(), dtype, shape: shape.into(), begin: 0, end: 0 }
 }
 
@@ -105,11 +105,15 @@ impl Item {
     /// Order in the file: whole pages first, so that direct writes need no copy; then by falling
     /// power of two, so that every tensor is aligned to its element size; else as in the source.
     fn order(&self) -> u32 {
-        let sizes = self.entries.iter().filter_map(|e| e.dtype.byte_len(&e.shape));
-        let zeros = sizes.map(u64::trailing_zeros).min().unwrap_or(0);
-        let page = DATA_ALIGNMENT.trailing_zeros();
-        if zeros >= page { 0 } else { page - zeros.min(3) }
+        file_order(self.entries.iter().filter_map(|e| e.dtype.byte_len(&e.shape)))
     }
+}
+
+/// Place in a file of a tensor with these sizes in bytes; see [`Item::order`].
+pub(super) fn file_order(sizes: impl Iterator<Item = u64>) -> u32 {
+    let zeros = sizes.map(u64::trailing_zeros).min().unwrap_or(0);
+    let page = DATA_ALIGNMENT.trailing_zeros();
+    if zeros >= page { 0 } else { page - zeros.min(3) }
 }
 
 /// Runs `plan_tensor` over each shard's tensors and collects the tasks.

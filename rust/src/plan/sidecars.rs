@@ -27,31 +27,67 @@ const DEPTH: usize = 2;
 /// What becomes of config.json's `quantization_config`.
 #[derive(Debug)]
 pub(super) enum Quantization {
+    /// As it is.
+    Keep,
     /// Replaced by this block.
     Set(Map<String, Value>),
     /// Removed.
     Remove,
 }
 
+/// What the small files of an output say.
+#[derive(Debug)]
+pub(super) struct Sidecars<'a> {
+    /// What becomes of config.json's `quantization_config`.
+    pub quantization: Quantization,
+    /// Tasks whose tensors an index names; `None`: no index.
+    pub index: Option<&'a [Task]>,
+    /// Folders that get a copy of everything carried over, besides the output itself.
+    pub folders: Vec<String>,
+    /// Further files: path and text.
+    pub extra: Vec<(String, String)>,
+}
+
+impl<'a> Sidecars<'a> {
+    /// As for a checkpoint of the source's form: an index if it has one or several shards.
+    pub(super) fn indexed(
+        catalog: &Catalog,
+        tasks: &'a [Task],
+        quantization: Quantization,
+    ) -> Self {
+        let index = (catalog.indexed || tasks.len() > 1).then_some(tasks);
+        Self { quantization, index, folders: Vec::new(), extra: Vec::new() }
+    }
+}
+
 /// Plans the sidecars; the strings are the changes to config.json, for people.
 pub(super) fn plan(
     catalog: &Catalog,
     request: &Request,
-    tasks: &[Task],
-    quantization: Quantization,
+    wanted: Sidecars,
 ) -> Result<(Vec<Sidecar>, Vec<String>)> {
     let mut sidecars = carried(catalog)?;
     let mut changes = Vec::new();
     if let Some(config) = &catalog.config {
         let mut config = config.clone();
-        apply_quantization(&mut config, quantization, &mut changes);
+        apply_quantization(&mut config, wanted.quantization, &mut changes);
         if let Some(factor) = request.rope_yarn {
             apply_yarn(&mut config, factor, &mut changes)?;
         }
         sidecars.push(made(CONFIG, pretty(&config)?));
     }
-    if catalog.indexed || tasks.len() > 1 {
+    let copies = wanted.folders.iter().flat_map(|folder| {
+        let copy = move |s: &Sidecar| Sidecar { path: format!("{folder}/{}", s.path), ..s.clone() };
+        sidecars.iter().map(copy).collect::<Vec<_>>()
+    });
+    let copies: Vec<Sidecar> = copies.collect();
+    sidecars.extend(copies);
+    if let Some(tasks) = wanted.index {
         sidecars.push(made(INDEX, pretty(&index(tasks))?));
+    }
+    for (path, text) in wanted.extra {
+        sidecars.retain(|s| s.path != path);
+        sidecars.push(made(&path, text.into_bytes()));
     }
     Ok((sidecars, changes))
 }
@@ -60,6 +96,7 @@ fn apply_quantization(config: &mut Value, change: Quantization, changes: &mut Ve
     const KEY: &str = "quantization_config";
     let Some(object) = config.as_object_mut() else { return };
     match change {
+        Quantization::Keep => {}
         Quantization::Set(block) => {
             let brief: Vec<String> =
                 block.iter().map(|(key, value)| format!("{key}: {}", brief(value))).collect();
@@ -144,7 +181,7 @@ fn carried(catalog: &Catalog) -> Result<Vec<Sidecar>> {
             continue;
         }
         if let Some(bytes) = catalog.root.read(&name, MAX_CARRIED)? {
-            let content = SidecarContent::Source;
+            let content = SidecarContent::Source(name.clone());
             sidecars.push(Sidecar { content, ..made(&name, bytes) });
         }
     }

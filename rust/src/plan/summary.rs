@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::data::Plan;
+use super::data::{Plan, Rank};
 use crate::catalog::Catalog;
 use crate::dialect::ScaleKind;
 use crate::error::Result;
@@ -57,6 +57,10 @@ pub struct Summary {
     pub sidecars: Vec<String>,
     /// What to know before starting.
     pub warnings: Vec<String>,
+    /// Commands that start an engine on the output; `{out}` stands for its folder.
+    pub launch: Vec<String>,
+    /// What each rank reads.
+    pub ranks: Vec<Rank>,
 }
 
 impl Count {
@@ -81,7 +85,7 @@ pub fn summarize(catalog: &Catalog, plan: &Plan) -> Result<Summary> {
                 read_bytes += catalog.tensor(scale).bytes;
                 decode.add(source.bytes);
             }
-            Op::Copy { .. } => {
+            Op::Copy { .. } | Op::Widen { .. } => {
                 keep.add(source.bytes);
                 keep_groups
                     .entry(group_of(model.as_ref(), &source.name))
@@ -109,6 +113,8 @@ pub fn summarize(catalog: &Catalog, plan: &Plan) -> Result<Summary> {
         config_changes: plan.config_changes.clone(),
         sidecars: plan.sidecars.iter().map(|s| s.path.clone()).collect(),
         warnings: plan.warnings.clone(),
+        launch: plan.launch.clone(),
+        ranks: plan.ranks.clone(),
     })
 }
 
@@ -122,6 +128,10 @@ fn format_words(plan: &Plan) -> Result<String> {
     if request.verb == super::Verb::Dequantize {
         return Ok("bf16".into());
     }
+    let layout = request.reshard.as_ref().map(super::reshard::Reshard::words);
+    if let (Some(layout), None) = (&layout, request.reshard.as_ref().and_then(|r| r.format)) {
+        return Ok(layout.clone());
+    }
     let dialect = request.load_dialect()?;
     let grid = match dialect.grid() {
         crate::numeric::Grid::Block { rows, cols } => format!("{rows}×{cols}"),
@@ -132,7 +142,8 @@ fn format_words(plan: &Plan) -> Result<String> {
         (ScaleKind::F32, stored) => format!("{stored:?}").to_lowercase(),
     };
     let arith = if request.scale_arith == Arith::Cuda { ", cuda arithmetic" } else { "" };
-    Ok(format!("e4m3, {grid}, {scales} scales{arith}, dialect {}", dialect.name()))
+    let layout = layout.map(|words| words + ", ").unwrap_or_default();
+    Ok(format!("{layout}e4m3, {grid}, {scales} scales{arith}, dialect {}", dialect.name()))
 }
 
 /// The config and skip list aside, everything `--json` prints of a plan.

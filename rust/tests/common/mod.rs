@@ -95,6 +95,8 @@ pub fn plan(catalog: &Catalog, tasks: Vec<Task>) -> Plan {
         sidecars: Vec::new(),
         config_changes: Vec::new(),
         warnings: Vec::new(),
+        launch: Vec::new(),
+        ranks: Vec::new(),
     }
 }
 

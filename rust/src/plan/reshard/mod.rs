@@ -1,0 +1,156 @@
+//! `reshard`: every rank's tensors in files of its own, cut and fused as the engine holds them.
+//!
+//! - `request`: what was asked for, and the target it names
+//! - `legal`: every reason why a checkpoint cannot be cut so, found from shapes alone
+//! - `gather`: which source tensors make up which output tensor
+//! - `tasks`: parts of at most one layer, each source tensor read once for all ranks
+
+mod gather;
+mod legal;
+mod request;
+mod tasks;
+
+pub use request::Reshard;
+
+use serde_json::Value;
+
+use super::data::{Dropped, Plan};
+use super::quantize;
+use super::request::Request;
+use super::sidecars::{self, Quantization, Sidecars};
+use crate::catalog::{CONFIG, Catalog};
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::model::parallel::stages;
+use crate::target::{Rules, Target};
+
+/// What all steps of planning share.
+struct Context<'a> {
+    catalog: &'a Catalog,
+    config: &'a Value,
+    request: &'a Request,
+    ask: &'a Reshard,
+    model: &'a Model,
+    target: &'a Target,
+    rules: &'a Rules,
+    /// Layers of each pipeline stage.
+    stages: Vec<std::ops::Range<u32>>,
+}
+
+/// Plans `reshard`.
+pub fn plan(catalog: &Catalog, request: &Request) -> Result<Plan> {
+    let ask = request
+        .reshard
+        .as_ref()
+        .ok_or_else(|| Error::usage("a request to reshard without a layout"))?;
+    let target = ask.load_target()?;
+    let config = catalog.config.as_ref();
+    let (Some(model), Some(config)) = (request.load_model(catalog)?, config) else {
+        return Err(Error::impossible("the architecture is unknown, so nothing can be cut")
+            .at(catalog.root.path().join(CONFIG))
+            .hint("describe the architecture with --arch FILE"));
+    };
+    let Some(rules) = target.rules(model.architecture()) else {
+        let known: Vec<&str> = target.architectures().collect();
+        return Err(Error::impossible(format!(
+            "target {} does not know {}; it knows {}",
+            target.name,
+            model.architecture(),
+            known.join(", ")
+        ))
+        .hint("add its names to a copy of the target and give it with --target-file FILE"));
+    };
+    let stages = stages(model.layers(), ask.pp, &ask.pp_layers, target.layout.remainder)
+        .map_err(|e| Error::impossible(e).hint("see what works with `lingconv fit`"))?;
+    let context =
+        Context { catalog, config, request, ask, model: &model, target: &target, rules, stages };
+    context.plan()
+}
+
+impl Context<'_> {
+    fn plan(&self) -> Result<Plan> {
+        legal::refuse_source(self)?;
+        legal::refuse_layout(self)?;
+        let choices = match &self.ask.format {
+            Some(_) => Some(quantize::choose(self.catalog, Some(self.model), self.request)?),
+            None => None,
+        };
+        let gathered = gather::gather(self, choices.as_deref())?;
+        let (tasks, ranks) = tasks::tasks(self, &gathered)?;
+        let quantization = match choices.as_deref() {
+            Some(choices) => Quantization::Set(quantize::config(self.catalog, self.request, choices)?),
+            None => Quantization::Keep,
+        };
+        let folders = (0..self.stages.len()).filter_map(|s| self.stage().and(self.folder(s)));
+        let launch = self.launch();
+        let small = Sidecars {
+            quantization,
+            index: None,
+            folders: folders.collect(),
+            extra: vec![self.notes(&launch)],
+        };
+        let (sidecars, config_changes) = sidecars::plan(self.catalog, self.request, small)?;
+        let mut warnings = self.catalog.warnings.clone();
+        if let [first, ..] = gathered.dropped.as_slice() {
+            warnings.push(format!(
+                "{} tensors of MTP layers are left out, from {} on: {} does not load them",
+                gathered.dropped.len(),
+                self.catalog.tensor(*first).name,
+                self.target.engine
+            ));
+        }
+        let dropped = gathered.dropped.iter().map(|&tensor| Dropped {
+            tensor,
+            reason: "MTP layer, which the engine does not load this way",
+        });
+        Ok(Plan {
+            request: self.request.clone(),
+            catalog_digest: self.catalog.digest(),
+            tasks,
+            dropped: dropped.collect(),
+            sidecars,
+            config_changes,
+            warnings,
+            launch: vec![launch],
+            ranks,
+        })
+    }
+
+    /// Whether names need a stage; the first of them if so.
+    fn stage(&self) -> Option<usize> {
+        (self.stages.len() > 1).then_some(0)
+    }
+
+    fn folder(&self, stage: usize) -> Option<String> {
+        self.target.layout.folder(stage)
+    }
+
+    fn launch(&self) -> String {
+        let own = stages(self.model.layers(), self.ask.pp, &[], self.target.layout.remainder);
+        let layers: Vec<u32> = self.stages.iter().map(|s| s.end - s.start).collect();
+        let uneven = layers.windows(2).any(|w| w[0] != w[1]);
+        let partition = uneven || own.ok().as_deref() != Some(&self.stages);
+        let ep = self.ask.ep > 1;
+        self.target.launch(self.ask.tp, self.ask.pp, ep, partition.then_some(layers.as_slice()))
+    }
+
+    /// `LINGCONV.md`: what was done, and how to start the engine.
+    fn notes(&self, launch: &str) -> (String, String) {
+        let Reshard { tp, pp, ep, .. } = self.ask;
+        let layers: Vec<String> =
+            self.stages.iter().map(|s| format!("{} to {}", s.start, s.end - 1)).collect();
+        let text = format!(
+            "# Cut for {target}\n\n\
+             Written by lingconv: tensor parallel {tp}, pipeline parallel {pp} (layers {layers}), \
+             expert parallel {ep}.\nEvery rank reads only its own files; they fit no other layout \
+             and no other engine.\n\n\
+             ```sh\n{launch}\n```\n\n\
+             Check the files with `lingconv verify`. `lingconv.manifest.json` says where every \
+             tensor came from.\n",
+            target = self.target.name,
+            layers = layers.join(", "),
+            launch = launch.replace("{out}", "."),
+        );
+        ("LINGCONV.md".to_owned(), text)
+    }
+}

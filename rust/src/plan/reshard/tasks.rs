@@ -1,0 +1,206 @@
+//! From output tensors to tasks: parts of at most one layer, one file a rank.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::Context;
+use super::gather::{Fused, Gathered, Group, Member};
+use super::legal::Cuts;
+use crate::dtype::Dtype;
+use crate::error::Result;
+use crate::header::Entry;
+use crate::model::parallel::Rect;
+use crate::numeric::{Grid, StoredScale};
+use crate::plan::data::{Fill, OutputFile, Rank, Step, Target, Task};
+use crate::plan::shard_task::{entry, file_order};
+
+/// An output tensor with its name, and its scales if encoding makes them.
+type Unit<'a> = (&'a str, &'a Fused<'a>);
+
+/// An entry of a part: of a unit, its weight or its scales; its shape for every rank.
+struct Row<'a> {
+    unit: Unit<'a>,
+    scales: bool,
+    name: &'a str,
+    dtype: Dtype,
+    shapes: Vec<Vec<u64>>,
+}
+
+/// Plans the tasks of all stages, and sums up what each rank reads.
+pub(super) fn tasks(context: &Context, gathered: &Gathered) -> Result<(Vec<Task>, Vec<Rank>)> {
+    let cuts = Cuts::new(context);
+    let mut tasks = Vec::new();
+    let mut ranks = Vec::new();
+    for stage in 0..context.stages.len() as u32 {
+        let rank = |tp| Rank { pp: stage, tp, files: 0, bytes: 0 };
+        let mut of_stage: Vec<Rank> = cuts.ranks().map(rank).collect();
+        let groups = gathered.groups.iter().filter(|(g, _)| stage_of(context, **g) == stage);
+        for units in groups.flat_map(|(_, tensors)| parts(context, &cuts, tensors)) {
+            let part = of_stage[0].files;
+            let task = task(context, &cuts, &units, (stage, part))?;
+            for (rank, output) in of_stage.iter_mut().zip(&task.outputs) {
+                rank.files += 1;
+                rank.bytes += output.size;
+            }
+            tasks.push(task);
+        }
+        ranks.append(&mut of_stage);
+    }
+    Ok((tasks, ranks))
+}
+
+/// Cuts a group's tensors into parts of about the size asked for.
+fn parts<'a>(
+    context: &Context,
+    cuts: &Cuts,
+    tensors: &'a BTreeMap<String, Fused<'a>>,
+) -> Vec<Vec<Unit<'a>>> {
+    let mut parts: Vec<Vec<Unit>> = Vec::new();
+    let mut room = 0;
+    for (name, fused) in tensors {
+        if room == 0 {
+            parts.push(Vec::new());
+            room = context.ask.shard_size;
+        }
+        let bytes = rows_of((name, fused), cuts).iter().map(Row::bytes).sum::<u64>();
+        room = room.saturating_sub(bytes);
+        parts.last_mut().into_iter().for_each(|part| part.push((name, fused)));
+    }
+    parts
+}
+
+fn stage_of(context: &Context, group: Group) -> u32 {
+    match group {
+        Group::Before => 0,
+        Group::Layer(layer) => {
+            context.stages.iter().position(|s| s.contains(&layer)).unwrap_or_default() as u32
+        }
+        Group::After => context.stages.len() as u32 - 1,
+    }
+}
+
+fn task(
+    context: &Context,
+    cuts: &Cuts,
+    units: &[Unit],
+    (stage, part): (u32, usize),
+) -> Result<Task> {
+    let mut rows: Vec<Row> = units.iter().flat_map(|unit| rows_of(*unit, cuts)).collect();
+    rows.sort_by_cached_key(|row| (row.order(), row.name.to_owned()));
+    let several = (context.stages.len() > 1).then_some(stage);
+    let mut outputs = Vec::with_capacity(cuts.ranks().len());
+    for rank in cuts.ranks() {
+        let entries: Vec<Entry> =
+            rows.iter().map(|r| entry(r.name, r.dtype, &r.shapes[rank as usize])).collect();
+        let path = context.target.layout.path(several, rank, part);
+        let mut output = OutputFile::new(path, entries)?;
+        output.fills = fills(&rows, &output.tensors, cuts, rank);
+        outputs.push(output);
+    }
+    let mut steps = Vec::new();
+    for (tensor, row) in rows.iter().enumerate().filter(|(_, row)| !row.scales) {
+        let scale = row.unit.1.encoded.as_ref().and_then(|(name, _)| {
+            rows.iter().position(|r| r.scales && r.name == name).map(|at| at as u32)
+        });
+        steps.extend(row.unit.1.members.iter().map(|m| step(m, cuts, tensor as u32, scale)));
+    }
+    Ok(Task { name: outputs[0].path.clone(), outputs, steps })
+}
+
+fn step(member: &Member, cuts: &Cuts, tensor: u32, scale: Option<u32>) -> Step {
+    let (rows, cols) = cuts.matrix(member);
+    let targets = cuts.ranks().flat_map(|rank| {
+        let target = move |Rect { rows: r, cols: c }: Rect| {
+            let inside = |range: Range<u64>, end: u64| range.start.min(end)..range.end.min(end);
+            Target {
+                output: rank,
+                tensor,
+                rows: inside(r, rows),
+                cols: inside(c, cols),
+                scale,
+            }
+        };
+        let held = cuts.of(member, rank).into_iter().map(target);
+        held.filter(|t| t.rows.start < t.rows.end)
+    });
+    Step { source: member.source, rows, cols, op: member.op, targets: targets.collect() }
+}
+
+/// Constants, and padding of the vocabulary.
+fn fills(rows: &[Row], entries: &[Entry], cuts: &Cuts, rank: u32) -> Vec<Fill> {
+    let mut fills = Vec::new();
+    for (tensor, (row, entry)) in rows.iter().zip(entries).enumerate() {
+        let fill = |bytes, word| Fill { tensor: tensor as u32, bytes, word };
+        if let Some(value) = row.unit.1.constant {
+            fills.push(fill(entry.bytes(), value.to_le_bytes()));
+            continue;
+        }
+        let missing: u64 = row.unit.1.members.iter().map(|m| cuts.padding(m, rank)).sum();
+        if missing > 0 && !row.scales {
+            let width = entry.bytes() / entry.shape.first().copied().unwrap_or(1).max(1);
+            fills.push(fill(missing * width, [0; 4]));
+        }
+    }
+    fills
+}
+
+impl Row<'_> {
+    /// Bytes for the rank that holds most.
+    fn bytes(&self) -> u64 {
+        self.shapes.iter().filter_map(|s| self.dtype.byte_len(s)).max().unwrap_or(0)
+    }
+
+    fn order(&self) -> u32 {
+        file_order(self.shapes.iter().filter_map(|s| self.dtype.byte_len(s)))
+    }
+}
+
+/// The entries of a unit.
+fn rows_of<'a>(unit: Unit<'a>, cuts: &Cuts) -> Vec<Row<'a>> {
+    let (name, fused) = unit;
+    let shapes = |grid: Option<Grid>| {
+        cuts.ranks().map(|rank| shape(fused, cuts, rank, grid)).collect::<Vec<_>>()
+    };
+    let row = |name, dtype, scales, grid| Row { unit, scales, name, dtype, shapes: shapes(grid) };
+    let mut rows = vec![row(name, fused.dtype, false, None)];
+    if let Some((name, encoding)) = &fused.encoded {
+        let dtype = match encoding.rule.stored {
+            StoredScale::F32 => Dtype::F32,
+            StoredScale::Bf16 => Dtype::BF16,
+        };
+        rows.push(row(name, dtype, true, Some(encoding.grid)));
+    }
+    rows
+}
+
+/// Shape of an output tensor for `rank`; with `grid`, of its scales.
+fn shape(fused: &Fused, cuts: &Cuts, rank: u32, grid: Option<Grid>) -> Vec<u64> {
+    if fused.constant.is_some() {
+        return Vec::new();
+    }
+    let (mut rows, mut cols, mut experts) = (0, 0, 0);
+    let mut last = None;
+    for member in &fused.members {
+        let held = cuts.of(member, rank);
+        if !held.is_empty() && last.replace(member.placed.expert) != Some(member.placed.expert) {
+            experts += 1;
+        }
+        for Rect { rows: r, cols: c } in held {
+            let (high, wide) = (r.end - r.start, c.end - c.start);
+            let (high, wide) = match grid {
+                Some(grid) => {
+                    let (high, wide) = grid.scale_shape(high as usize, wide as usize);
+                    (high as u64, wide as u64)
+                }
+                None => (high, wide),
+            };
+            rows += high;
+            cols = wide;
+        }
+    }
+    match (fused.stack, fused.members.first().is_some_and(|m| cuts.is_vector(m))) {
+        (true, _) => vec![experts, rows / experts.max(1), cols],
+        (false, true) => vec![rows],
+        (false, false) => vec![rows, cols],
+    }
+}

@@ -1,0 +1,407 @@
+//! What an engine wants on disk, as data: file names, names and fusions by role, constants, the
+//! command that starts it. The arithmetic of the cuts is in [`crate::model::parallel`].
+//!
+//! ```toml
+//! name = "engine-1.2"
+//! engine = "engine"
+//! description = "…"
+//! versions = ["1.2.0", "1.3.0"]        # tested from the first, up to and without the second
+//!
+//! [layout]
+//! form = "ranks"                       # a set of files a rank
+//! file = "rank-{tp}-part-{part}.safetensors"
+//! stage_file = "stage-{pp}-rank-{tp}-part-{part}.safetensors"  # with pipeline stages; a folder
+//!                                      # in front of the name gets config.json and the rest too
+//! remainder = "before-last"            # stages that take one more layer
+//! vocab_multiple = 64                  # rows of the vocabulary are padded with zeros to this
+//! expert_multiple = 128                # what a rank's share of an expert must divide by
+//!
+//! [launch]
+//! command = "serve {out} --tp {tp} --pp {pp}{ep}"
+//! expert_parallel = " --ep"            # what {ep} is with expert parallelism
+//! partition = "LAYERS={layers} "       # goes before it if the stages are not the engine's own
+//!
+//! [[architecture]]
+//! name = "ExampleForCausalLM"          # as in data/architectures
+//!
+//! [[architecture.tensor]]              # roles that are not listed keep their names
+//! roles = ["mlp.gate", "mlp.up"]       # several: one after another, row by row
+//! name = "model.layers.{layer}.mlp.gate_up_proj.{suffix}"      # suffix: weight, weight_scale_inv
+//! stack = false                        # true: one matrix an expert, as a third dimension
+//! dtype = "F32"                        # widened to this
+//! when = { router_dtype = "fp32" }     # … if config.json has this value
+//!
+//! [[architecture.constant]]            # a scalar that no checkpoint holds
+//! name = "model.layers.{layer}.attn.scale"
+//! value = 1.0
+//! ```
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::model::Role;
+use crate::model::parallel::Remainder;
+
+const BUILTIN: &[&str] = &[
+    include_str!("../data/targets/vllm-0.32.toml"),
+    include_str!("../data/targets/vllm-0.11.toml"),
+];
+/// Longest target file in bytes.
+const MAX_FILE: usize = 1 << 20;
+/// What {suffix} stands for in the name of a weight.
+const WEIGHT: &str = "weight";
+
+/// A parsed target; the head of this file shows its form.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// Name of the profile.
+    pub name: String,
+    /// Name of the engine.
+    pub engine: String,
+    /// One line for people.
+    pub description: String,
+    versions: [String; 2],
+    /// Files and cuts.
+    pub layout: Layout,
+    /// How the engine is started.
+    pub launch: Launch,
+    #[serde(rename = "architecture")]
+    architectures: Vec<Rules>,
+}
+
+/// Files and cuts of a target.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layout {
+    /// What a file holds.
+    pub form: Form,
+    file: String,
+    stage_file: String,
+    /// Stages that take the layers which do not divide evenly.
+    pub remainder: Remainder,
+    /// Rows of the vocabulary are padded with zeros to a multiple of this.
+    #[serde(default = "one")]
+    pub vocab_multiple: u64,
+    /// What a rank's share of an expert's intermediate size must divide by.
+    #[serde(default = "one")]
+    pub expert_multiple: u64,
+}
+
+/// What a file of a target holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Form {
+    /// Tensors of one rank, cut and fused as the engine holds them.
+    Ranks,
+}
+
+/// How an engine is started.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Launch {
+    command: String,
+    expert_parallel: String,
+    partition: String,
+}
+
+/// Names, fusions and constants of one architecture.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rules {
+    name: String,
+    #[serde(default)]
+    tensor: Vec<TensorRule>,
+    /// Scalars that no checkpoint holds.
+    #[serde(default)]
+    pub constant: Vec<Constant>,
+}
+
+/// What becomes of the tensors of some roles.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TensorRule {
+    roles: Vec<Role>,
+    name: Option<String>,
+    #[serde(default)]
+    stack: bool,
+    dtype: Option<Dtype>,
+    #[serde(default)]
+    when: BTreeMap<String, Value>,
+}
+
+/// A scalar F32 that no checkpoint holds, one a layer.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Constant {
+    name: String,
+    /// Its value.
+    pub value: f32,
+}
+
+/// Where a tensor of the source goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Name of the output tensor.
+    pub name: String,
+    /// Position among the tensors that the output tensor is made of.
+    pub position: u32,
+    /// Whether experts are stacked along a first dimension.
+    pub stack: bool,
+    /// Element type that the source is widened to.
+    pub dtype: Option<Dtype>,
+}
+
+fn one() -> u64 {
+    1
+}
+
+impl Target {
+    /// The built-in targets, newest of each engine first.
+    pub fn builtins() -> impl Iterator<Item = Self> {
+        // Built-in files are parsed by a test, so that none is skipped here.
+        BUILTIN.iter().filter_map(|text| Self::parse(text).ok())
+    }
+
+    /// The built-in target of that name.
+    pub fn builtin(name: &str) -> Option<Self> {
+        Self::builtins().find(|t| t.name == name)
+    }
+
+    /// The newest target of `engine`, or the one tested with its `version`.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`](crate::error::Kind::Usage) for an unknown engine,
+    /// [`Kind::Impossible`](crate::error::Kind::Impossible) for a version that none was tested with.
+    pub fn select(engine: &str, version: Option<&str>) -> Result<Self> {
+        let of_engine: Vec<Self> = Self::builtins().filter(|t| t.engine == engine).collect();
+        let Some(newest) = of_engine.first() else {
+            let mut engines: Vec<String> = Self::builtins().map(|t| t.engine).collect();
+            engines.dedup();
+            return Err(Error::usage(format!("no target is called {engine:?}"))
+                .hint(format!("choose one of: {}", engines.join(", "))));
+        };
+        let Some(version) = version else { return Ok(newest.clone()) };
+        let wanted = numbers(version)
+            .ok_or_else(|| Error::usage(format!("{version:?} is no version of {engine}")))?;
+        of_engine.iter().find(|t| t.covers(&wanted)).cloned().ok_or_else(|| {
+            let tested = of_engine.iter().map(|t| {
+                format!("{}: from {} up to and without {}", t.name, t.versions[0], t.versions[1])
+            });
+            Error::impossible(format!("no target was tested with {engine} {version}"))
+                .details(tested.collect())
+                .hint(format!("choose one by its name: --target {}", newest.name))
+        })
+    }
+
+    fn covers(&self, version: &[u64]) -> bool {
+        let bound = |i: usize| numbers(&self.versions[i]).unwrap_or_default();
+        version >= bound(0).as_slice() && version < bound(1).as_slice()
+    }
+
+    /// Parses a target file. Every mistake in it is [`crate::error::Kind::Usage`].
+    pub fn parse(text: &str) -> Result<Self> {
+        if text.len() > MAX_FILE {
+            return Err(Error::usage(format!("target file of more than {MAX_FILE} bytes")));
+        }
+        let target: Self = toml::from_str(text)
+            .map_err(|e| Error::usage(format!("malformed target file: {}", e.message())))?;
+        target.check()?;
+        Ok(target)
+    }
+
+    fn check(&self) -> Result<()> {
+        let fail = |what: &str| Err(Error::usage(format!("target {:?}: {what}", self.name)));
+        if self.versions.iter().any(|v| numbers(v).is_none()) {
+            return fail("versions are numbers with dots between them");
+        }
+        let layout = &self.layout;
+        if layout.vocab_multiple == 0 || layout.expert_multiple == 0 {
+            return fail("a multiple of 0");
+        }
+        for (name, needs_stage) in [(&layout.file, false), (&layout.stage_file, true)] {
+            let whole = ["{tp}", "{part}"].iter().all(|key| name.contains(key));
+            if !whole || name.contains("{pp}") != needs_stage {
+                return fail("a file name lacks {tp} or {part}, or has {pp} in the wrong place");
+            }
+        }
+        let rules = self.architectures.iter().flat_map(|a| &a.tensor);
+        for rule in rules {
+            let named = rule.name.is_some() || (rule.roles.len() == 1 && !rule.stack);
+            if rule.roles.is_empty() || !named {
+                return fail("a tensor without roles, or several of them without a name");
+            }
+            if !matches!(rule.dtype, None | Some(Dtype::F32)) {
+                return fail("tensors are widened to F32 or not at all");
+            }
+        }
+        Ok(())
+    }
+
+    /// Rules for an architecture; `None` if the target does not know it.
+    pub fn rules(&self, architecture: &str) -> Option<&Rules> {
+        self.architectures.iter().find(|a| a.name == architecture)
+    }
+
+    /// Names of the architectures it knows.
+    pub fn architectures(&self) -> impl Iterator<Item = &str> {
+        self.architectures.iter().map(|a| a.name.as_str())
+    }
+
+    /// Command that starts the engine; `{out}` stands for the output folder. `partition` are the
+    /// layers of each stage if the engine would choose others.
+    pub fn launch(&self, tp: u32, pp: u32, ep: bool, partition: Option<&[u32]>) -> String {
+        let launch = &self.launch;
+        let filled = launch
+            .command
+            .replace("{tp}", &tp.to_string())
+            .replace("{pp}", &pp.to_string())
+            .replace("{ep}", if ep { &launch.expert_parallel } else { "" });
+        let Some(layers) = partition else { return filled };
+        let layers: Vec<String> = layers.iter().map(u32::to_string).collect();
+        launch.partition.replace("{layers}", &layers.join(",")) + &filled
+    }
+}
+
+impl Layout {
+    /// Path of a part of a rank's tensors; `stage` where there are several.
+    pub fn path(&self, stage: Option<u32>, rank: u32, part: usize) -> String {
+        let pattern = if stage.is_some() { &self.stage_file } else { &self.file };
+        pattern
+            .replace("{pp}", &stage.unwrap_or(0).to_string())
+            .replace("{tp}", &rank.to_string())
+            .replace("{part}", &part.to_string())
+    }
+
+    /// Folder of a stage, if stages have folders of their own.
+    pub fn folder(&self, stage: usize) -> Option<String> {
+        let (folder, _) = self.stage_file.rsplit_once('/')?;
+        Some(folder.replace("{pp}", &stage.to_string()))
+    }
+}
+
+impl Rules {
+    /// Whether tensors of `role` lie with those of another role in one tensor.
+    pub fn fuses(&self, role: Role) -> bool {
+        self.tensor.iter().any(|r| r.roles.len() > 1 && r.roles.contains(&role))
+    }
+
+    /// Where the tensor `name` of `role` in `layer` goes; `config` is the model's config.json.
+    pub fn place(&self, role: Role, name: &str, layer: Option<u32>, config: &Value) -> Place {
+        let holds = |rule: &&TensorRule| {
+            rule.roles.contains(&role) && rule.when.iter().all(|(k, v)| config.get(k) == Some(v))
+        };
+        let Some(rule) = self.tensor.iter().find(holds) else {
+            return Place { name: name.to_owned(), position: 0, stack: false, dtype: None };
+        };
+        let position = rule.roles.iter().position(|r| *r == role).unwrap_or(0) as u32;
+        let name = match &rule.name {
+            None => name.to_owned(),
+            Some(pattern) => {
+                let suffix = name.rsplit_once('.').map_or(WEIGHT, |(_, suffix)| suffix);
+                in_layer(pattern, layer).replace("{suffix}", suffix)
+            }
+        };
+        Place { name, position, stack: rule.stack, dtype: rule.dtype }
+    }
+}
+
+impl Constant {
+    /// Its name in `layer`.
+    pub fn name(&self, layer: u32) -> String {
+        in_layer(&self.name, Some(layer))
+    }
+}
+
+fn in_layer(pattern: &str, layer: Option<u32>) -> String {
+    match layer {
+        Some(layer) => pattern.replace("{layer}", &layer.to_string()),
+        None => pattern.to_owned(),
+    }
+}
+
+/// The numbers of a version such as `0.32.0`; what follows them (`rc1`, `+cpu`) is left out.
+fn numbers(version: &str) -> Option<Vec<u64>> {
+    let plain = version.split(['+', '-']).next()?;
+    let mut numbers = Vec::new();
+    for part in plain.split('.') {
+        let digits: String = part.chars().take_while(char::is_ascii_digit).collect();
+        if digits.is_empty() {
+            break;
+        }
+        numbers.push(digits.parse().ok()?);
+    }
+    (!numbers.is_empty()).then_some(numbers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn built_in_targets_parse() {
+        assert_eq!(Target::builtins().count(), BUILTIN.len());
+    }
+
+    #[test]
+    fn versions_select_targets() {
+        let name = |version| Target::select("vllm", version).map(|t| t.name);
+        assert_eq!(name(None).unwrap(), "vllm-0.32");
+        assert_eq!(name(Some("0.11.2")).unwrap(), "vllm-0.11");
+        assert_eq!(name(Some("0.32.1rc2+cpu")).unwrap(), "vllm-0.32");
+        for between in ["0.12.0", "0.31.9", "0.33", "1.0"] {
+            assert_eq!(name(Some(between)).unwrap_err().kind.exit_code(), 5, "{between}");
+        }
+        assert_eq!(name(Some("newest")).unwrap_err().kind.exit_code(), 2);
+        assert_eq!(Target::select("trt", None).unwrap_err().kind.exit_code(), 2);
+    }
+
+    #[test]
+    fn roles_are_renamed_and_the_rest_keeps_its_name() {
+        let target = Target::builtin("vllm-0.32").unwrap();
+        let rules = target.rules("BailingMoeV2ForCausalLM").unwrap();
+        let config = json!({ "router_dtype": "fp32" });
+        let up = "model.layers.7.mlp.experts.3.up_proj.weight_scale_inv";
+        let place = rules.place(Role::ExpertUp, up, Some(7), &config);
+        assert_eq!(
+            place.name,
+            "model.layers.7.mlp.experts.routed_experts.w13_weight_scale_inv"
+        );
+        assert_eq!((place.position, place.stack, place.dtype), (1, true, None));
+        let gate = "model.layers.7.mlp.gate.weight";
+        let place = rules.place(Role::RouterWeight, gate, Some(7), &config);
+        assert_eq!((place.name.as_str(), place.dtype), (gate, Some(Dtype::F32)));
+        let place = rules.place(Role::RouterWeight, gate, Some(7), &json!({}));
+        assert_eq!(place.dtype, None);
+    }
+
+    #[test]
+    fn launch_lines_name_the_layers_of_odd_stages() {
+        let target = Target::builtin("vllm-0.32").unwrap();
+        let line = target.launch(8, 2, true, Some(&[41, 39]));
+        assert!(line.starts_with("VLLM_PP_LAYER_PARTITION=41,39 vllm serve {out} "), "{line}");
+        assert!(line.contains("--pipeline-parallel-size 2 --enable-expert-parallel "), "{line}");
+        assert!(!target.launch(8, 2, false, None).contains("expert"));
+    }
+
+    #[test]
+    fn mistakes_in_target_files_are_named() {
+        let good = BUILTIN[0];
+        for (from, to) in [
+            ("versions = [\"0.32.0\"", "versions = [\"new\""),
+            ("{part}", "{tp}"),
+            ("vocab_multiple = 64", "vocab_multiple = 0"),
+            ("dtype = \"F32\"", "dtype = \"F64\""),
+            ("roles = [\"shared.down\"]", "roles = []"),
+            ("remainder", "rest"),
+        ] {
+            let error = Target::parse(&good.replace(from, to)).unwrap_err();
+            assert_eq!(error.kind.exit_code(), 2, "{from}: {error}");
+        }
+    }
+}

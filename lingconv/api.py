@@ -27,6 +27,7 @@ from lingconv.records import (
     Inspection,
     Kernels,
     PlanSummary,
+    Rank,
     RunResult,
     Sample,
     Space,
@@ -66,10 +67,26 @@ def _core_errors() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
+class Reshard:
+    """How many ranks of each kind, and for which engine; `target` is that of `target()`."""
+
+    target: str
+    target_file: str | None = None
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    pp_layers: list[int] = field(default_factory=list)
+    shard_size: int = 5_000_000_000
+    format: Literal["fp8"] | None = None
+    keep_mtp: bool = False
+
+
+@dataclass(frozen=True)
 class Request:
     """What is asked for. Files of the user are given as text: plans hold no paths."""
 
-    verb: Literal["quantize", "dequantize"]
+    verb: Literal["quantize", "dequantize", "reshard"]
+    reshard: Reshard | None = None
     dialect: str = "deepseek"
     dialect_file: str | None = None
     arch_file: str | None = None
@@ -140,7 +157,8 @@ class Plan:
             data = json.loads(self._handle.summary())
         counts = {name: build(Count, data[name]) for name in _COUNTS}
         groups = {name: build(Count, count) for name, count in data["keep_groups"].items()}
-        return build(PlanSummary, data, keep_groups=groups, **counts)
+        ranks = build_all(Rank, data["ranks"])
+        return build(PlanSummary, data, keep_groups=groups, ranks=ranks, **counts)
 
     def explain(self, tensor: str) -> dict[str, Any]:
         """Where a tensor of the source or the output comes from and goes to."""
@@ -306,6 +324,13 @@ def synth(
             tick=_tick(on_progress),
         )
     return build(SynthResult, json.loads(text))
+
+
+def target(text: str, *, installed: str | None = None) -> str:
+    """Name of the profile that `NAME`, `ENGINE` or `ENGINE@VERSION` stands for."""
+    with _core_errors():
+        name: str = json.loads(_core.target(text, installed))["name"]
+    return name
 
 
 def presets() -> list[str]:

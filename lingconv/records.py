@@ -104,8 +104,18 @@ class Count:
 
 
 @dataclass(frozen=True)
+class Rank:
+    """What one rank of a re-sharded output reads; both numbers count from 0."""
+
+    pp: int
+    tp: int
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class PlanSummary:
-    """A plan in numbers."""
+    """A plan in numbers; `{out}` in `launch` stands for the output folder."""
 
     digest: str
     verb: str
@@ -123,6 +133,8 @@ class PlanSummary:
     config_changes: list[str]
     sidecars: list[str]
     warnings: list[str]
+    launch: list[str]
+    ranks: list[Rank]
 
 
 @dataclass(frozen=True)

@@ -28,5 +28,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(verify::verify, module)?)?;
     module.add_function(wrap_pyfunction!(synth::presets, module)?)?;
     module.add_function(wrap_pyfunction!(env::dialects, module)?)?;
+    module.add_function(wrap_pyfunction!(plan::target, module)?)?;
     module.add_function(wrap_pyfunction!(env::kernels, module)?)
 }

@@ -6,12 +6,20 @@ use lingconv_core::exec::{budget, output};
 use lingconv_core::io::small;
 use lingconv_core::plan::saved::SavedPlan;
 use lingconv_core::plan::{self, Request, explain, summary};
+use lingconv_core::target::Target;
 use pyo3::prelude::*;
 use serde_json::json;
 
 use crate::blocking::detached;
 use crate::catalog::Catalog;
 use crate::errors;
+
+/// Name and engine of the target that `name` or `engine@version` stands for, as JSON.
+#[pyfunction]
+pub fn target(py: Python<'_>, text: &str, installed: Option<&str>) -> PyResult<String> {
+    let found = Target::named(text, installed).map_err(|e| errors::to_py(py, &e))?;
+    Ok(json!({ "name": found.name, "engine": found.engine }).to_string())
+}
 
 /// What will be written, proved.
 #[pyclass(frozen)]

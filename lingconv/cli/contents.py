@@ -15,6 +15,7 @@ COMMANDS = {
     "plan": "Build, prove and print what a command would do; the same as its --dry-run.",
     "quantize": "Turn BF16, F16 or F32 weights into FP8.",
     "dequantize": "Turn FP8 weights of any dialect into BF16.",
+    "reshard": "Cut a checkpoint for TP × PP × EP, as an engine's ranks load it.",
     "verify": "Compare a download with the digests that are known of it, offline.",
     "run": "Execute a saved plan, on one machine or several.",
     "synth": "Write a made-up checkpoint with a real model's names and shapes.",

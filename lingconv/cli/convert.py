@@ -50,10 +50,19 @@ def default_output(source: Path, request: api.Request) -> Path:
     if request.verb == "quantize":
         dialect = "custom" if request.dialect_file else request.dialect
         suffix = "-fp8" if dialect == DEFAULT_DIALECT else f"-fp8-{dialect}"
+    elif request.reshard is not None:
+        suffix = _layout_suffix(request.reshard)
     named = source if source.name not in ("", "..") else resolved
     if not named.name:
         raise usage_error("the root folder has no sibling", hint="name a folder with -o")
     return named.with_name(named.name + suffix)
+
+
+def _layout_suffix(layout: api.Reshard) -> str:
+    expert = f"-ep{layout.ep}" if layout.ep > 1 else ""
+    encoded = f"-{layout.format}" if layout.format else ""
+    target = layout.target.replace("-", "", 1)
+    return f"-{target}-tp{layout.tp}-pp{layout.pp}{expert}{encoded}"
 
 
 def convert(session: Session, job: Job, *, save: Path | None, explain: str | None) -> None:
@@ -111,6 +120,8 @@ def show_plan(session: Session, job: Job, saved: Path | None = None) -> None:
     if space.needed > space.free:
         missing = size_text(space.needed - space.free)
         console.warn(f"{missing} too little space at {job.output}")
+    if summary.ranks and not console.json:
+        console.answer_table(*show.ranks_table(summary.ranks), right=("files", "bytes"))
     if saved is not None:
         command = command_text("run", saved, "--source", job.source, "-o", job.output)
     else:
@@ -138,7 +149,9 @@ def run(session: Session, job: Job) -> None:
         if result.reports:
             show.show_reports(console, result.reports)
     show.warn_of_results(console, result)
-    if result.outcome != "share_complete":
+    if result.outcome != "share_complete" and summary.launch:
+        console.hint(f"start it: `{summary.launch[0].replace('{out}', str(job.output))}`")
+    elif result.outcome != "share_complete":
         console.hint(f"see what it holds: `{command_text('inspect', job.output)}`")
 
 

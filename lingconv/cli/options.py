@@ -186,7 +186,9 @@ _PLAN = [
 ]
 
 
-def _all(options: list[Callable[[F], F]]) -> Callable[[F], F]:
+def combined(options: list[Callable[[F], F]]) -> Callable[[F], F]:
+    """One decorator for several options, listed in this order."""
+
     def decorate(function: F) -> F:
         for option in reversed(options):
             function = option(function)
@@ -195,5 +197,5 @@ def _all(options: list[Callable[[F], F]]) -> Callable[[F], F]:
     return decorate
 
 
-run_options = _all(_RUN)
-plan_options = _all(_PLAN)
+run_options = combined(_RUN)
+plan_options = combined(_PLAN)

@@ -6,7 +6,7 @@ import click
 
 from lingconv.cli.contents import COMMANDS, LazyGroup
 
-VERBS = ("quantize", "dequantize")
+VERBS = ("quantize", "dequantize", "reshard")
 
 
 @click.group(

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
+from lingconv.cli.encoding import encoding_options, take_encoding
 from lingconv.cli.options import (
     Command,
     RunOptions,
     arch_option,
-    dialect_file_option,
     plan_options,
     run_options,
     source_argument,
@@ -20,54 +19,11 @@ from lingconv.cli.options import (
 from lingconv.cli.session import Session
 
 
-def _complete_dialect(
-    _ctx: click.Context, _param: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    from lingconv.api import dialects
-
-    found = [d for d in dialects() if d.name.startswith(incomplete)]
-    return [CompletionItem(d.name, help=d.description) for d in found]
-
-
 @click.command("quantize", cls=Command)
 @click.argument("number_format", metavar="fp8", type=click.Choice(["fp8"]))
 @source_argument
-@click.option(
-    "--dialect",
-    default="deepseek",
-    show_default=True,
-    metavar="NAME",
-    shell_complete=_complete_dialect,
-    help="How scales are spelled and computed; `lingconv env` lists the names.",
-)
-@click.option(
-    "--scale",
-    type=click.Choice(["f32", "ue8m0"]),
-    default="f32",
-    show_default=True,
-    help="ue8m0: powers of two, as Blackwell engines want them.",
-)
-@click.option(
-    "--scale-arith",
-    type=click.Choice(["ieee", "cuda"]),
-    default="ieee",
-    show_default=True,
-    help="cuda: the division of a GPU, to reproduce a checkpoint cast on one.",
-)
-@click.option("--only", multiple=True, metavar="GLOB", help="Encode only these tensors.")
-@click.option("--skip", multiple=True, metavar="GLOB", help="Never encode these tensors.")
-@click.option("--experts-only", is_flag=True, help="Encode routed experts alone.")
-@click.option(
-    "--nonfinite",
-    type=click.Choice(["fail", "keep"]),
-    default="fail",
-    show_default=True,
-    help="keep: leave a tensor with NaN or infinity unquantised, and list it.",
-)
-@click.option("--prove", is_flag=True, help="Check the laws of encoding on every tensor.")
-@click.option("--report", is_flag=True, help="Measure the error of every encoded tensor.")
+@encoding_options
 @arch_option
-@dialect_file_option
 @plan_options
 @run_options
 @click.pass_obj
@@ -77,9 +33,6 @@ def command(
     *,
     number_format: str,
     source: Path,
-    only: tuple[str, ...],
-    skip: tuple[str, ...],
-    nonfinite: str,
     save: Path | None,
     explain: str | None,
     **options: Any,
@@ -94,11 +47,5 @@ def command(
 
     del number_format  # there is one so far
     run = RunOptions.take(options)
-    request = Request(
-        "quantize",
-        only=list(only),
-        skip=list(skip),
-        keep_nonfinite=nonfinite == "keep",
-        **options,
-    )
+    request = Request("quantize", **take_encoding(options), **options)
     convert(session, prepare(source, request, run), save=save, explain=explain)

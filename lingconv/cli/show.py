@@ -10,7 +10,7 @@ from lingconv.units import size_text
 
 if TYPE_CHECKING:
     from lingconv.console import Console
-    from lingconv.records import PlanSummary, RunResult, Space, TensorReport
+    from lingconv.records import PlanSummary, Rank, RunResult, Space, TensorReport
 
 # A sound E4M3 block cast sits near 31.5 dB; less points to a wrong scale or a double rounding.
 SOUND_SQNR_DB = 30.5
@@ -44,6 +44,26 @@ def plan_text(plan: PlanSummary, space: Space) -> str:
         _row(("space", f"{size_text(space.needed)} needed · {size_text(space.free)} free")),
     ]
     return "\n".join(lines)
+
+
+def ranks_table(ranks: list[Rank]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """What each rank reads: columns and rows; ranks that read as much are one row."""
+    alike: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+    for rank in ranks:
+        alike[rank.pp, rank.files, rank.bytes].append(rank.tp)
+    rows = [
+        [str(pp), _span(tps), f"{files:,}", size_text(size)]
+        for (pp, files, size), tps in alike.items()
+    ]
+    return ("stage", "TP rank", "files", "bytes"), rows
+
+
+def _span(numbers: list[int]) -> str:
+    """`0 to 7`, or the numbers one by one."""
+    first, last = numbers[0], numbers[-1]
+    if len(numbers) > 2 and last - first + 1 == len(numbers):
+        return f"{first} to {last}"
+    return ", ".join(map(str, numbers))
 
 
 def _cut(text: str) -> str:

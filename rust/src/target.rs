@@ -172,6 +172,21 @@ impl Target {
         Self::builtins().find(|t| t.name == name)
     }
 
+    /// The target that `text` names: a profile by its name, or an engine with or without
+    /// `@VERSION`; without, that of the version `installed` here.
+    ///
+    /// # Errors
+    /// As [`Self::select`].
+    pub fn named(text: &str, installed: Option<&str>) -> Result<Self> {
+        if let Some(target) = Self::builtin(text) {
+            return Ok(target);
+        }
+        match text.split_once('@') {
+            Some((engine, version)) => Self::select(engine, Some(version)),
+            None => Self::select(text, installed),
+        }
+    }
+
     /// The newest target of `engine`, or the one tested with its `version`.
     ///
     /// # Errors

@@ -1,0 +1,129 @@
+"""`lingconv reshard`."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lingconv.cli.encoding import encoding_options, refuse_encoding, take_encoding
+from lingconv.cli.options import (
+    FILE,
+    SIZE,
+    Command,
+    Parsed,
+    RunOptions,
+    arch_option,
+    plan_options,
+    read_text,
+    run_options,
+    source_argument,
+)
+from lingconv.cli.session import Session
+from lingconv.errors import usage_error
+
+RANKS = click.IntRange(min=1)
+
+
+def _layers(text: str) -> list[int]:
+    """Layers of each stage, as in `20,20,20,20`."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{text!r} is no list of layers such as 20,20,20,20") from None
+
+
+@click.command("reshard", cls=Command)
+@source_argument
+@click.option("--tp", type=RANKS, default=1, show_default=True, help="Tensor parallel size.")
+@click.option("--pp", type=RANKS, default=1, show_default=True, help="Pipeline parallel size.")
+@click.option(
+    "--ep",
+    type=RANKS,
+    default=1,
+    show_default=True,
+    help="Expert parallel size; 1: experts are cut like everything else.",
+)
+@click.option(
+    "--pp-layers",
+    type=Parsed("layers", _layers),
+    default=[],
+    metavar="N,N,…",
+    help="Layers of each stage; default: as the engine deals them out.",
+)
+@click.option(
+    "--target",
+    default="vllm",
+    show_default=True,
+    metavar="ENGINE[@VERSION]",
+    help="Engine that reads the files; default version: the one installed here, else the newest.",
+)
+@click.option(
+    "--target-file", type=FILE, metavar="FILE", help="A target file instead of a built-in one."
+)
+@click.option(
+    "--format", "number_format", type=click.Choice(["fp8"]), help="Encode in the same pass."
+)
+@click.option(
+    "--shard-size",
+    type=SIZE,
+    default="5GB",
+    show_default=True,
+    help="Bytes at which a file ends, at the next boundary of a tensor or layer.",
+)
+@click.option("--keep-mtp", is_flag=True, help="Keep the MTP layers.")
+@encoding_options
+@arch_option
+@plan_options
+@run_options
+@click.pass_context
+def command(
+    context: click.Context,
+    /,
+    *,
+    source: Path,
+    target: str,
+    target_file: Path | None,
+    number_format: str | None,
+    drop_mtp: bool,
+    save: Path | None,
+    explain: str | None,
+    **options: Any,
+) -> None:
+    """Cuts a checkpoint so that every rank reads only its own bytes; each source byte is read once.
+
+    DST is by default a sibling of SRC named after target and layout. The options from --dialect to
+    --report are those of quantize and need --format fp8.
+    """
+    from lingconv.api import Request, Reshard
+    from lingconv.cli.convert import convert, prepare
+
+    session = context.ensure_object(Session)
+    if number_format is None:
+        refuse_encoding(context)
+    if drop_mtp and options["keep_mtp"]:
+        raise usage_error("--drop-mtp and --keep-mtp contradict one another")
+    names = ("tp", "pp", "ep", "pp_layers", "shard_size", "keep_mtp")
+    layout = Reshard(
+        target=_profile(target) if target_file is None else target_file.stem,
+        target_file=None if target_file is None else read_text(target_file),
+        format="fp8" if number_format else None,
+        **{name: options.pop(name) for name in names},
+    )
+    run = RunOptions.take(options)
+    encoding = take_encoding(options)
+    request = Request("reshard", layout, drop_mtp=drop_mtp, **encoding, **options)
+    convert(session, prepare(source, request, run), save=save, explain=explain)
+
+
+def _profile(text: str) -> str:
+    """The target of the version asked for, else of the one installed here, else the newest."""
+    from lingconv.api import target
+
+    try:
+        installed = metadata.version(text)
+    except (metadata.PackageNotFoundError, ValueError):
+        installed = None
+    return target(text, installed=installed)

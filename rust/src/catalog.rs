@@ -14,6 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::exec::hash::hex;
 use crate::header::{self, Header};
 use crate::io::{Root, Stamp};
+use crate::pieces::Pieces;
 
 /// Name of the index file.
 pub const INDEX: &str = "model.safetensors.index.json";
@@ -73,10 +74,15 @@ pub struct Catalog {
     pub tensors: Vec<Tensor>,
     /// config.json, if there is one.
     pub config: Option<Value>,
-    /// Whether the folder has an index.
-    pub indexed: bool,
     /// Legal oddities, for people.
     pub warnings: Vec<String>,
+    /// Where the tensors really are, if the shards are those of the checkpoint that this folder
+    /// was cut from.
+    pub pieces: Option<Pieces>,
+    /// config.json as text.
+    pub config_text: Option<String>,
+    /// The index as it is.
+    pub raw_index: Option<Vec<u8>>,
     /// Positions of the tensors in the order of their names.
     by_name: Vec<u32>,
 }
@@ -92,30 +98,71 @@ impl Catalog {
     /// Opens a checkpoint folder. Reads the index, config.json and the header of every shard.
     pub fn open(path: &Path) -> Result<Self> {
         let root = Root::open(path)?;
-        let config = read_json(&root, CONFIG, MAX_CONFIG)?;
-        let index = read_index(&root)?;
+        let config_text = read_text(&root, CONFIG, MAX_CONFIG)?;
+        let raw_index = root.read(INDEX, MAX_INDEX)?;
+        let index = raw_index.as_deref().map(|raw| parse_index(&root, raw)).transpose()?;
         let names = match &index {
             Some(index) => index.shard_names(&root)?,
             None => shard_files(&root)?,
         };
         let headers = read_headers(&root, &names)?;
-        let mut catalog = Self {
-            root,
-            shards: Vec::with_capacity(names.len()),
-            tensors: Vec::new(),
-            config,
-            indexed: index.is_some(),
-            warnings: Vec::new(),
-            by_name: Vec::new(),
-        };
-        for (name, read) in names.into_iter().zip(headers) {
-            catalog.add_shard(name, read)?;
-        }
-        catalog.check_unique()?;
+        let shards = names.into_iter().zip(headers).collect();
+        let mut catalog = Self::assemble(root, config_text, shards)?;
         if let Some(index) = index {
             catalog.check_index(&index)?;
         }
+        catalog.raw_index = raw_index;
         Ok(catalog)
+    }
+
+    /// A catalog of shards whose headers are known, in the order given; [`Self::raw_index`] and
+    /// [`Self::pieces`] are left to the caller.
+    pub fn assemble(
+        root: Root,
+        config_text: Option<String>,
+        shards: Vec<(String, ReadHeader)>,
+    ) -> Result<Self> {
+        let config = config_text.as_deref();
+        let config =
+            config.map(|text| parse_object(&root, CONFIG, text.as_bytes())).transpose()?;
+        let mut catalog = Self {
+            root,
+            shards: Vec::with_capacity(shards.len()),
+            tensors: Vec::new(),
+            config,
+            warnings: Vec::new(),
+            by_name: Vec::new(),
+            pieces: None,
+            config_text,
+            raw_index: None,
+        };
+        for (name, read) in shards {
+            catalog.add_shard(name, read)?;
+        }
+        catalog.check_unique()?;
+        Ok(catalog)
+    }
+
+    /// Whether the checkpoint has an index.
+    pub fn indexed(&self) -> bool {
+        self.raw_index.is_some()
+    }
+
+    /// A file that holds tensor data: its name, and size and times when its header was read.
+    pub fn file(&self, file: u32) -> (&str, Stamp) {
+        match &self.pieces {
+            None => (&self.shards[file as usize].name, self.shards[file as usize].stamp),
+            Some(pieces) => {
+                (&pieces.files[file as usize].name, pieces.files[file as usize].stamp)
+            }
+        }
+    }
+
+    /// Files that hold a tensor's data, for [`Self::file`].
+    pub fn files_of(&self, tensor: u32) -> impl Iterator<Item = u32> {
+        let shard = self.pieces.is_none().then(|| self.tensor(tensor).shard);
+        let pieces = self.pieces.as_ref().map(|p| p.tensors[tensor as usize].pieces.iter());
+        shard.into_iter().chain(pieces.into_iter().flatten().map(|p| p.file))
     }
 
     fn add_shard(&mut self, name: String, read: ReadHeader) -> Result<()> {
@@ -209,7 +256,8 @@ impl Catalog {
 
     /// Path of a shard for messages.
     pub fn path_of(&self, tensor: u32) -> std::path::PathBuf {
-        self.root.path().join(&self.shard_of(tensor).name)
+        let file = self.files_of(tensor).next();
+        self.root.path().join(file.map_or("", |f| self.file(f).0))
     }
 
     /// Bytes of tensor data.
@@ -266,9 +314,8 @@ impl Index {
     }
 }
 
-fn read_index(root: &Root) -> Result<Option<Index>> {
-    let Some(bytes) = root.read(INDEX, MAX_INDEX)? else { return Ok(None) };
-    let index: Index = serde_json::from_slice(&bytes).map_err(|e| {
+fn parse_index(root: &Root, raw: &[u8]) -> Result<Index> {
+    let index: Index = serde_json::from_slice(raw).map_err(|e| {
         Error::invalid(format!("malformed index: {e}"))
             .at(root.path().join(INDEX))
             .hint("download the index again")
@@ -276,7 +323,7 @@ fn read_index(root: &Root) -> Result<Option<Index>> {
     if index.weight_map.is_empty() {
         return Err(Error::invalid("the index names no tensors").at(root.path().join(INDEX)));
     }
-    Ok(Some(index))
+    Ok(index)
 }
 
 fn shard_files(root: &Root) -> Result<Vec<String>> {
@@ -290,11 +337,20 @@ fn shard_files(root: &Root) -> Result<Vec<String>> {
     Ok(names)
 }
 
+fn read_text(root: &Root, name: &str, limit: u64) -> Result<Option<String>> {
+    let Some(bytes) = root.read(name, limit)? else { return Ok(None) };
+    let text = String::from_utf8(bytes);
+    text.map(Some).map_err(|_| Error::invalid("malformed JSON: not UTF-8").at(root.path().join(name)))
+}
+
 /// Reads a JSON object; `None` if the file does not exist.
 pub fn read_json(root: &Root, name: &str, limit: u64) -> Result<Option<Value>> {
-    let Some(bytes) = root.read(name, limit)? else { return Ok(None) };
-    match serde_json::from_slice(&bytes) {
-        Ok(value @ Value::Object(_)) => Ok(Some(value)),
+    root.read(name, limit)?.map(|bytes| parse_object(root, name, &bytes)).transpose()
+}
+
+fn parse_object(root: &Root, name: &str, bytes: &[u8]) -> Result<Value> {
+    match serde_json::from_slice(bytes) {
+        Ok(value @ Value::Object(_)) => Ok(value),
         Ok(_) => Err(Error::invalid("not a JSON object").at(root.path().join(name))),
         Err(e) => Err(Error::invalid(format!("malformed JSON: {e}")).at(root.path().join(name))),
     }

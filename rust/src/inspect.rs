@@ -131,7 +131,7 @@ pub fn summarize(catalog: &Catalog, model: Option<&Model>) -> Summary {
         bytes: catalog.bytes(),
         file_bytes: catalog.file_bytes(),
         shards: catalog.shards.len(),
-        indexed: catalog.indexed,
+        indexed: catalog.indexed(),
         dtypes: dtype_rows(catalog),
         groups,
         format: format_of(catalog),

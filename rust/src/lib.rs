@@ -15,6 +15,7 @@
 //!
 //! [`verify`] compares a folder with what is known of it, and shares the catalog's header reader,
 //! the hashes and the I/O. [`io`] is the only module that touches the file system. [`inspect`] describes a catalog,
+//! [`pieces`] lets a re-sharded folder be read as the checkpoint it was cut from,
 //! [`synth`] makes checkpoints to rehearse with. Errors are [`error::Error`] everywhere.
 
 pub mod catalog;
@@ -28,6 +29,7 @@ pub mod inspect;
 pub mod io;
 pub mod model;
 pub mod numeric;
+pub mod pieces;
 pub mod plan;
 pub mod run;
 pub mod synth;

@@ -40,6 +40,10 @@ pub(super) struct Manifest<'a> {
 #[derive(Debug, Serialize)]
 struct Source<'a> {
     digest: &'a str,
+    /// config.json as it was.
+    config: Option<&'a str>,
+    /// The index as it was: zlib, base64.
+    index: Option<String>,
     shards: Vec<SourceShard<'a>>,
 }
 
@@ -185,18 +189,22 @@ fn file<'a>(
 
 fn source<'a>(run: &Run<'a>) -> Result<Source<'a>> {
     let shard = |shard: &'a crate::catalog::Shard| {
-        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
-        let header = encoder
-            .write_all(&shard.raw_header)
-            .and_then(|()| encoder.finish())
-            .map_err(|e| Error::internal(format!("cannot compress a header: {e}")))?;
         Ok(SourceShard {
             name: &shard.name,
             size: shard.stamp.size,
             header_sha256: hex(&Sha256::digest(&shard.raw_header)),
-            header: BASE64.encode(header),
+            header: compressed(&shard.raw_header)?,
         })
     };
     let shards = run.catalog.shards.iter().map(shard).collect::<Result<_>>()?;
-    Ok(Source { digest: &run.plan.catalog_digest, shards })
+    let index = run.catalog.raw_index.as_deref().map(compressed).transpose()?;
+    let config = run.catalog.config_text.as_deref();
+    Ok(Source { digest: &run.plan.catalog_digest, config, index, shards })
+}
+
+fn compressed(bytes: &[u8]) -> Result<String> {
+    let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
+    let packed = encoder.write_all(bytes).and_then(|()| encoder.finish());
+    let packed = packed.map_err(|e| Error::internal(format!("cannot compress: {e}")))?;
+    Ok(BASE64.encode(packed))
 }

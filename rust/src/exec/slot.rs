@@ -43,6 +43,8 @@ pub(super) struct Deferred {
 #[derive(Default)]
 pub(super) struct Slot {
     input: AlignedBuf,
+    /// Where the pieces of a tensor pass through.
+    gather: AlignedBuf,
     output: AlignedBuf,
     used: usize,
     scratch: Scratch,
@@ -87,7 +89,8 @@ impl Slot {
         let row_bytes = step.cols * step.op.source_unit();
         let length = (window.rows.end - window.rows.start) * row_bytes;
         let start = window.rows.start * row_bytes;
-        let read = work.sources.read(step.source, start, length as usize, &mut self.input)?;
+        let (input, gather) = (&mut self.input, &mut self.gather);
+        let read = work.sources.read(step.source, start, length as usize, input, gather)?;
         self.output.reserve(result_bytes(step, &window.rows));
         for target in &step.targets {
             let rows =

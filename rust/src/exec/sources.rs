@@ -1,6 +1,7 @@
 //! The source files of one task, opened once.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -11,6 +12,7 @@ use crate::catalog::Catalog;
 use crate::error::{Error, Kind, Result};
 use crate::io::{AlignedBuf, Mode, SourceFile, Stamp};
 use crate::numeric::load_scales;
+use crate::pieces::{InPieces, Stored};
 use crate::plan::{Step, Task};
 use crate::transform::Op;
 
@@ -23,7 +25,7 @@ pub struct SourceStamp {
     pub stamp: Stamp,
 }
 
-/// Open source files by shard number.
+/// Open source files by their number in the catalog.
 pub(super) struct Sources<'a> {
     catalog: &'a Catalog,
     files: BTreeMap<u32, SourceFile>,
@@ -39,39 +41,89 @@ impl<'a> Sources<'a> {
         progress: &'a Progress,
     ) -> Result<Self> {
         let mut files = BTreeMap::new();
-        for shard in shards_of(catalog, task) {
-            let name = &catalog.shards[shard as usize].name;
+        for number in files_of(catalog, task) {
+            let (name, stamp) = catalog.file(number);
             let file = SourceFile::open(&catalog.root, name, mode)?;
-            if file.stamp().size != catalog.shards[shard as usize].stamp.size {
+            if file.stamp().size != stamp.size {
                 return Err(changed(catalog, name));
             }
-            files.insert(shard, file);
+            files.insert(number, file);
         }
         Ok(Self { catalog, files, progress })
     }
 
-    /// Reads part of a tensor into `buffer`; the bytes lie at the range returned.
+    /// Reads part of a tensor into `buffer`; the bytes lie at the range returned. `scratch` is
+    /// used if the tensor lies in pieces.
     pub(super) fn read(
         &self,
         tensor: u32,
         start: u64,
         length: usize,
         buffer: &mut AlignedBuf,
-    ) -> Result<std::ops::Range<usize>> {
+        scratch: &mut AlignedBuf,
+    ) -> Result<Range<usize>> {
         let info = self.catalog.tensor(tensor);
-        let file = self.files.get(&info.shard).ok_or_else(|| {
-            Error::internal("a task reads a file it did not open").tensor(&*info.name)
-        })?;
+        let read = match &self.catalog.pieces {
+            None => self.read_file(info.shard, info.offset + start, length, buffer),
+            Some(pieces) => {
+                let wanted = start..start + length as u64;
+                buffer.reserve(length);
+                let out = &mut buffer.bytes_mut()[..length];
+                self.put_together(&pieces.tensors[tensor as usize], &wanted, out, scratch)
+                    .map(|()| 0..length)
+            }
+        };
+        read.map_err(|e| e.tensor(&*info.name))
+    }
+
+    fn read_file(
+        &self,
+        number: u32,
+        offset: u64,
+        length: usize,
+        buffer: &mut AlignedBuf,
+    ) -> Result<Range<usize>> {
+        let file = self.files.get(&number);
+        let file = file.ok_or_else(|| Error::internal("a task reads a file it did not open"))?;
         self.progress.read.fetch_add(length as u64, Ordering::Relaxed);
-        file.read(buffer, info.offset + start, length).map_err(|e| e.tensor(&*info.name))
+        file.read(buffer, offset, length)
+    }
+
+    /// Fills `out` with the bytes `wanted` of a tensor, and compares what is stored twice.
+    fn put_together(
+        &self,
+        tensor: &InPieces,
+        wanted: &Range<u64>,
+        out: &mut [u8],
+        scratch: &mut AlignedBuf,
+    ) -> Result<()> {
+        let (copies, own): (Vec<_>, Vec<_>) = tensor.pieces.iter().partition(|p| p.copy);
+        for piece in own.into_iter().chain(copies) {
+            let Some(span) = tensor.span(piece, wanted) else { continue };
+            let at = self.read_file(piece.file, span.offset, span.length as usize, scratch)?;
+            let read = &mut scratch.bytes_mut()[at];
+            let named = |e: Error| e.at(self.catalog.root.path().join(self.catalog.file(piece.file).0));
+            if piece.stored == Stored::WidenedBf16 {
+                narrow(read).map_err(named)?;
+            }
+            for (to, from) in span.rows(wanted, piece.stored.factor()) {
+                let bytes = &read[from..from + to.len()];
+                if !piece.copy {
+                    out[to].copy_from_slice(bytes);
+                } else if out[to] != *bytes {
+                    return Err(named(copies_differ()));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The scales of a decode step, as f32; `None` for other steps.
     pub(super) fn scales(&self, step: &Step) -> Result<Option<Arc<Vec<f32>>>> {
         let Op::Decode { scale, scale_dtype, .. } = step.op else { return Ok(None) };
         let info = self.catalog.tensor(scale);
-        let mut buffer = AlignedBuf::default();
-        let range = self.read(scale, 0, info.bytes as usize, &mut buffer)?;
+        let (mut buffer, mut scratch) = (AlignedBuf::default(), AlignedBuf::default());
+        let range = self.read(scale, 0, info.bytes as usize, &mut buffer, &mut scratch)?;
         let scales = load_scales(&buffer.bytes()[range], scale_dtype).map_err(|bad| {
             Error::invalid(format!(
                 "scale {} is {}; a scale is positive and finite",
@@ -91,8 +143,8 @@ impl<'a> Sources<'a> {
 
     /// What the files looked like when they were opened.
     pub(super) fn stamps(&self) -> Vec<SourceStamp> {
-        let stamp = |(shard, file): (&u32, &SourceFile)| SourceStamp {
-            name: self.catalog.shards[*shard as usize].name.clone(),
+        let stamp = |(number, file): (&u32, &SourceFile)| SourceStamp {
+            name: self.catalog.file(*number).0.to_owned(),
             stamp: file.stamp(),
         };
         self.files.iter().map(stamp).collect()
@@ -105,8 +157,25 @@ fn changed(catalog: &Catalog, name: &str) -> Error {
         .hint("run the command again once nothing writes to the source")
 }
 
-/// Shards that a task reads, ascending.
-fn shards_of(catalog: &Catalog, task: &Task) -> Vec<u32> {
+/// Undoes the widening of BF16 to F32 in place, in the first half of `bytes`.
+fn narrow(bytes: &mut [u8]) -> Result<()> {
+    for i in 0..bytes.len() / 4 {
+        if bytes[4 * i..4 * i + 2] != [0, 0] {
+            return Err(Error::invalid("a value that was BF16 when it was cut is none any more")
+                .hint("the files were changed; check them with `lingconv verify`"));
+        }
+        bytes.copy_within(4 * i + 2..4 * i + 4, 2 * i);
+    }
+    Ok(())
+}
+
+fn copies_differ() -> Error {
+    Error::invalid("ranks hold different values of a tensor that they should share")
+        .hint("the files were changed; check them with `lingconv verify`")
+}
+
+/// Files that a task reads, ascending.
+fn files_of(catalog: &Catalog, task: &Task) -> Vec<u32> {
     let of_step = |step: &Step| {
         let scale = match step.op {
             Op::Decode { scale, .. } => Some(scale),
@@ -114,18 +183,18 @@ fn shards_of(catalog: &Catalog, task: &Task) -> Vec<u32> {
         };
         [Some(step.source), scale].into_iter().flatten()
     };
-    let mut shards: Vec<u32> =
-        task.steps.iter().flat_map(of_step).map(|t| catalog.tensor(t).shard).collect();
-    shards.sort_unstable();
-    shards.dedup();
-    shards
+    let tensors = task.steps.iter().flat_map(of_step);
+    let mut files: Vec<u32> = tensors.flat_map(|t| catalog.files_of(t)).collect();
+    files.sort_unstable();
+    files.dedup();
+    files
 }
 
 /// What the files that `task` reads look like now, as the catalog saw them.
 pub(super) fn current_stamps(catalog: &Catalog, task: &Task) -> Vec<SourceStamp> {
-    let stamp = |shard: u32| {
-        let shard = &catalog.shards[shard as usize];
-        SourceStamp { name: shard.name.clone(), stamp: shard.stamp }
+    let stamp = |number: u32| {
+        let (name, stamp) = catalog.file(number);
+        SourceStamp { name: name.to_owned(), stamp }
     };
-    shards_of(catalog, task).into_iter().map(stamp).collect()
+    files_of(catalog, task).into_iter().map(stamp).collect()
 }

@@ -55,7 +55,7 @@ impl<'a> Sidecars<'a> {
         tasks: &'a [Task],
         quantization: Quantization,
     ) -> Self {
-        let index = (catalog.indexed || tasks.len() > 1).then_some(tasks);
+        let index = (catalog.indexed() || tasks.len() > 1).then_some(tasks);
         Self { quantization, index, folders: Vec::new(), extra: Vec::new() }
     }
 }
@@ -74,7 +74,12 @@ pub(super) fn plan(
         if let Some(factor) = request.rope_yarn {
             apply_yarn(&mut config, factor, &mut changes)?;
         }
-        sidecars.push(made(CONFIG, pretty(&config)?));
+        // Nothing changed: its very bytes, whatever their spelling.
+        let unchanged = catalog.config_text.clone().filter(|_| changes.is_empty());
+        sidecars.push(match unchanged {
+            Some(text) => made(CONFIG, text.into_bytes()),
+            None => made(CONFIG, pretty(&config)?),
+        });
     }
     let copies = wanted.folders.iter().flat_map(|folder| {
         let copy = move |s: &Sidecar| Sidecar { path: format!("{folder}/{}", s.path), ..s.clone() };

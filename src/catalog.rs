@@ -23,7 +23,7 @@ impl Catalog {
     #[pyo3(signature = (path, *, arch_file=None))]
     fn open(py: Python<'_>, path: PathBuf, arch_file: Option<String>) -> PyResult<Self> {
         detached(py, || {
-            let inner = catalog::Catalog::open(&path)?;
+            let inner = plan::original::open(&path)?;
             let model = plan::request::load_model(&inner, arch_file.as_deref())?;
             Ok(Self { inner, model })
         })

@@ -62,7 +62,8 @@ def _layout_suffix(layout: api.Reshard) -> str:
     expert = f"-ep{layout.ep}" if layout.ep > 1 else ""
     encoded = f"-{layout.format}" if layout.format else ""
     target = layout.target.replace("-", "", 1)
-    return f"-{target}-tp{layout.tp}-pp{layout.pp}{expert}{encoded}"
+    cut = "" if target in ("hf", "sglang") else f"-tp{layout.tp}"
+    return f"-{target}{cut}-pp{layout.pp}{expert}{encoded}"
 
 
 def convert(session: Session, job: Job, *, save: Path | None, explain: str | None) -> None:

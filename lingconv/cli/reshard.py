@@ -74,6 +74,11 @@ def _layers(text: str) -> list[int]:
     help="Bytes at which a file ends, at the next boundary of a tensor or layer.",
 )
 @click.option("--keep-mtp", is_flag=True, help="Keep the MTP layers.")
+@click.option(
+    "--partial",
+    is_flag=True,
+    help="Restore what there is, where something was left out or encoded.",
+)
 @encoding_options
 @arch_option
 @plan_options
@@ -105,7 +110,7 @@ def command(
         refuse_encoding(context)
     if drop_mtp and options["keep_mtp"]:
         raise usage_error("--drop-mtp and --keep-mtp contradict one another")
-    names = ("tp", "pp", "ep", "pp_layers", "shard_size", "keep_mtp")
+    names = ("tp", "pp", "ep", "pp_layers", "shard_size", "keep_mtp", "partial")
     layout = Reshard(
         target=_profile(target) if target_file is None else target_file.stem,
         target_file=None if target_file is None else read_text(target_file),

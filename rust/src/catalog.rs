@@ -123,8 +123,7 @@ impl Catalog {
         shards: Vec<(String, ReadHeader)>,
     ) -> Result<Self> {
         let config = config_text.as_deref();
-        let config =
-            config.map(|text| parse_object(&root, CONFIG, text.as_bytes())).transpose()?;
+        let config = config.map(|text| parse_object(&root, CONFIG, text.as_bytes())).transpose()?;
         let mut catalog = Self {
             root,
             shards: Vec::with_capacity(shards.len()),
@@ -152,16 +151,15 @@ impl Catalog {
     pub fn file(&self, file: u32) -> (&str, Stamp) {
         match &self.pieces {
             None => (&self.shards[file as usize].name, self.shards[file as usize].stamp),
-            Some(pieces) => {
-                (&pieces.files[file as usize].name, pieces.files[file as usize].stamp)
-            }
+            Some(pieces) => (&pieces.files[file as usize].name, pieces.files[file as usize].stamp),
         }
     }
 
     /// Files that hold a tensor's data, for [`Self::file`].
     pub fn files_of(&self, tensor: u32) -> impl Iterator<Item = u32> {
         let shard = self.pieces.is_none().then(|| self.tensor(tensor).shard);
-        let pieces = self.pieces.as_ref().map(|p| p.tensors[tensor as usize].pieces.iter());
+        let held = self.pieces.as_ref().and_then(|p| p.tensors.get(tensor as usize));
+        let pieces = held.map(|held| held.pieces.iter());
         shard.into_iter().chain(pieces.into_iter().flatten().map(|p| p.file))
     }
 
@@ -340,7 +338,8 @@ fn shard_files(root: &Root) -> Result<Vec<String>> {
 fn read_text(root: &Root, name: &str, limit: u64) -> Result<Option<String>> {
     let Some(bytes) = root.read(name, limit)? else { return Ok(None) };
     let text = String::from_utf8(bytes);
-    text.map(Some).map_err(|_| Error::invalid("malformed JSON: not UTF-8").at(root.path().join(name)))
+    text.map(Some)
+        .map_err(|_| Error::invalid("malformed JSON: not UTF-8").at(root.path().join(name)))
 }
 
 /// Reads a JSON object; `None` if the file does not exist.
@@ -367,7 +366,8 @@ pub struct ReadHeader {
     pub stamp: Stamp,
 }
 
-fn read_headers(root: &Root, names: &[String]) -> Result<Vec<ReadHeader>> {
+/// Reads and checks the headers of several shards, in their order.
+pub(crate) fn read_headers(root: &Root, names: &[String]) -> Result<Vec<ReadHeader>> {
     let threads = HEADER_THREADS.min(names.len()).max(1);
     let share = names.len().div_ceil(threads).max(1);
     let read_share = |names: &[String]| -> Result<Vec<ReadHeader>> {

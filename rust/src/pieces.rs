@@ -76,12 +76,14 @@ pub struct InPieces {
 }
 
 /// Pieces of all tensors of a catalog.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Pieces {
     /// Files that hold them.
     pub files: Vec<PieceFile>,
     /// Pieces by tensor.
     pub tensors: Vec<InPieces>,
+    /// What the original had and these files do not, a line each.
+    pub lost: Vec<String>,
 }
 
 impl InPieces {
@@ -113,9 +115,8 @@ impl InPieces {
     /// Whether the pieces that are no copies cover `rows` rows, each byte once.
     pub fn covers(&self, rows: u64) -> bool {
         let own = || self.pieces.iter().filter(|p| !p.copy);
-        let area: u64 = own()
-            .map(|p| (p.rows.end - p.rows.start) * (p.bytes.end - p.bytes.start))
-            .sum();
+        let area: u64 =
+            own().map(|p| (p.rows.end - p.rows.start) * (p.bytes.end - p.bytes.start)).sum();
         let inside = own().all(|p| p.rows.end <= rows && p.bytes.end <= self.row_bytes);
         area == rows * self.row_bytes && inside
     }
@@ -137,7 +138,11 @@ impl InPieces {
 impl Span {
     /// For each row of the piece that lies in `wanted`: its bytes there, counted from the start of
     /// `wanted`, and its first byte in the span.
-    pub fn rows(&self, wanted: &Range<u64>, factor: u64) -> impl Iterator<Item = (Range<usize>, usize)> {
+    pub fn rows(
+        &self,
+        wanted: &Range<u64>,
+        factor: u64,
+    ) -> impl Iterator<Item = (Range<usize>, usize)> {
         let (width, stride) = self.row;
         let count = self.length / factor / width.max(1);
         let (start, wanted) = (self.start, wanted.clone());
@@ -145,7 +150,8 @@ impl Span {
             let at = start + row * stride;
             let bytes = at.max(wanted.start)..(at + width).min(wanted.end);
             (bytes.start < bytes.end).then(|| {
-                let inside = (bytes.start - wanted.start) as usize..(bytes.end - wanted.start) as usize;
+                let inside =
+                    (bytes.start - wanted.start) as usize..(bytes.end - wanted.start) as usize;
                 (inside, (row * width + bytes.start - at) as usize)
             })
         })
@@ -171,7 +177,10 @@ mod tests {
         for (r, c) in cuts {
             held.add(piece(r.clone(), c.clone(), file.len() as u64));
             for row in r {
-                file.extend(&tensor[(row * row_bytes + c.start) as usize..(row * row_bytes + c.end) as usize]);
+                file.extend(
+                    &tensor
+                        [(row * row_bytes + c.start) as usize..(row * row_bytes + c.end) as usize],
+                );
             }
         }
         assert!(held.covers(rows));
@@ -186,7 +195,8 @@ mod tests {
                     }
                     for p in held.pieces.iter().filter(|p| p.copy == copies) {
                         let Some(span) = held.span(p, &wanted) else { continue };
-                        let read = &file[span.offset as usize..(span.offset + span.length) as usize];
+                        let read =
+                            &file[span.offset as usize..(span.offset + span.length) as usize];
                         for (to, from) in span.rows(&wanted, 1) {
                             let length = to.len();
                             found[to].copy_from_slice(&read[from..from + length]);

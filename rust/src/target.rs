@@ -8,13 +8,15 @@
 //! versions = ["1.2.0", "1.3.0"]        # tested from the first, up to and without the second
 //!
 //! [layout]
-//! form = "ranks"                       # a set of files a rank
+//! form = "ranks"                       # a set of files a rank; "stages": the original's shards,
+//!                                      # named {shard}, for each pipeline stage
 //! file = "rank-{tp}-part-{part}.safetensors"
 //! stage_file = "stage-{pp}-rank-{tp}-part-{part}.safetensors"  # with pipeline stages; a folder
 //!                                      # in front of the name gets config.json and the rest too
 //! remainder = "before-last"            # stages that take one more layer
 //! vocab_multiple = 64                  # rows of the vocabulary are padded with zeros to this
 //! expert_multiple = 128                # what a rank's share of an expert must divide by
+//! every_stage = ["head"]               # stages: roles that each of them has
 //!
 //! [launch]
 //! command = "serve {out} --tp {tp} --pp {pp}{ep}"
@@ -49,6 +51,8 @@ use crate::model::parallel::Remainder;
 const BUILTIN: &[&str] = &[
     include_str!("../data/targets/vllm-0.32.toml"),
     include_str!("../data/targets/vllm-0.11.toml"),
+    include_str!("../data/targets/hf.toml"),
+    include_str!("../data/targets/sglang.toml"),
 ];
 /// Longest target file in bytes.
 const MAX_FILE: usize = 1 << 20;
@@ -70,7 +74,7 @@ pub struct Target {
     pub layout: Layout,
     /// How the engine is started.
     pub launch: Launch,
-    #[serde(rename = "architecture")]
+    #[serde(default, rename = "architecture")]
     architectures: Vec<Rules>,
 }
 
@@ -90,6 +94,9 @@ pub struct Layout {
     /// What a rank's share of an expert's intermediate size must divide by.
     #[serde(default = "one")]
     pub expert_multiple: u64,
+    /// Roles that every stage has.
+    #[serde(default)]
+    pub every_stage: Vec<Role>,
 }
 
 /// What a file of a target holds.
@@ -98,6 +105,8 @@ pub struct Layout {
 pub enum Form {
     /// Tensors of one rank, cut and fused as the engine holds them.
     Ranks,
+    /// Tensors of one pipeline stage, as they are.
+    Stages,
 }
 
 /// How an engine is started.
@@ -239,9 +248,12 @@ impl Target {
             return fail("a multiple of 0");
         }
         for (name, needs_stage) in [(&layout.file, false), (&layout.stage_file, true)] {
-            let whole = ["{tp}", "{part}"].iter().all(|key| name.contains(key));
-            if !whole || name.contains("{pp}") != needs_stage {
-                return fail("a file name lacks {tp} or {part}, or has {pp} in the wrong place");
+            let keys: &[&str] = match layout.form {
+                Form::Ranks => &["{tp}", "{part}"],
+                Form::Stages => &["{shard}"],
+            };
+            if !keys.iter().all(|key| name.contains(key)) || name.contains("{pp}") != needs_stage {
+                return fail("a file name lacks a part, or has {pp} in the wrong place");
             }
         }
         let rules = self.architectures.iter().flat_map(|a| &a.tensor);
@@ -269,13 +281,14 @@ impl Target {
 
     /// Command that starts the engine; `{out}` stands for the output folder. `partition` are the
     /// layers of each stage if the engine would choose others.
-    pub fn launch(&self, tp: u32, pp: u32, ep: bool, partition: Option<&[u32]>) -> String {
+    pub fn launch(&self, tp: u32, pp: u32, ep: u32, partition: Option<&[u32]>) -> String {
         let launch = &self.launch;
         let filled = launch
             .command
             .replace("{tp}", &tp.to_string())
             .replace("{pp}", &pp.to_string())
-            .replace("{ep}", if ep { &launch.expert_parallel } else { "" });
+            .replace("{ep}", if ep > 1 { &launch.expert_parallel } else { "" })
+            .replace("{ep_size}", &ep.to_string());
         let Some(layers) = partition else { return filled };
         let layers: Vec<String> = layers.iter().map(u32::to_string).collect();
         launch.partition.replace("{layers}", &layers.join(",")) + &filled
@@ -290,6 +303,12 @@ impl Layout {
             .replace("{pp}", &stage.unwrap_or(0).to_string())
             .replace("{tp}", &rank.to_string())
             .replace("{part}", &part.to_string())
+    }
+
+    /// Path of a shard of the original; `stage` where there are several.
+    pub fn shard_path(&self, stage: Option<usize>, shard: &str) -> String {
+        let pattern = if stage.is_some() { &self.stage_file } else { &self.file };
+        pattern.replace("{pp}", &stage.unwrap_or(0).to_string()).replace("{shard}", shard)
     }
 
     /// Folder of a stage, if stages have folders of their own.
@@ -383,10 +402,7 @@ mod tests {
         let config = json!({ "router_dtype": "fp32" });
         let up = "model.layers.7.mlp.experts.3.up_proj.weight_scale_inv";
         let place = rules.place(Role::ExpertUp, up, Some(7), &config);
-        assert_eq!(
-            place.name,
-            "model.layers.7.mlp.experts.routed_experts.w13_weight_scale_inv"
-        );
+        assert_eq!(place.name, "model.layers.7.mlp.experts.routed_experts.w13_weight_scale_inv");
         assert_eq!((place.position, place.stack, place.dtype), (1, true, None));
         let gate = "model.layers.7.mlp.gate.weight";
         let place = rules.place(Role::RouterWeight, gate, Some(7), &config);
@@ -398,10 +414,10 @@ mod tests {
     #[test]
     fn launch_lines_name_the_layers_of_odd_stages() {
         let target = Target::builtin("vllm-0.32").unwrap();
-        let line = target.launch(8, 2, true, Some(&[41, 39]));
+        let line = target.launch(8, 2, 8, Some(&[41, 39]));
         assert!(line.starts_with("VLLM_PP_LAYER_PARTITION=41,39 vllm serve {out} "), "{line}");
         assert!(line.contains("--pipeline-parallel-size 2 --enable-expert-parallel "), "{line}");
-        assert!(!target.launch(8, 2, false, None).contains("expert"));
+        assert!(!target.launch(8, 2, 1, None).contains("expert"));
     }
 
     #[test]

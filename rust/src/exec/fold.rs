@@ -91,7 +91,7 @@ impl<'a> Fold<'a> {
         let mut outputs = Vec::with_capacity(task.outputs.len());
         let mut pieces = Vec::new();
         for (i, file) in task.outputs.iter().enumerate() {
-            let bytes = header::encode(&file.tensors)?;
+            let bytes = file.header()?;
             let mut output = OutputFold::new(file);
             output.sha256.update(&bytes);
             output.length = bytes.len() as u64;

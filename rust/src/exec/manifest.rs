@@ -29,6 +29,8 @@ pub(super) struct Manifest<'a> {
     tool: &'static str,
     plan: String,
     requested: &'a str,
+    /// Digest of what becomes of the tensors alone.
+    tensors: String,
     request: &'a Request,
     source: Source<'a>,
     files: Vec<File<'a>>,
@@ -113,6 +115,7 @@ impl<'a> Manifest<'a> {
             tool: concat!("lingconv ", env!("CARGO_PKG_VERSION")),
             plan: run.plan.digest(),
             requested: run.key,
+            tensors: run.plan.tensor_digest(),
             request: &run.plan.request,
             source: source(run)?,
             files,

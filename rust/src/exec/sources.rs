@@ -102,7 +102,8 @@ impl<'a> Sources<'a> {
             let Some(span) = tensor.span(piece, wanted) else { continue };
             let at = self.read_file(piece.file, span.offset, span.length as usize, scratch)?;
             let read = &mut scratch.bytes_mut()[at];
-            let named = |e: Error| e.at(self.catalog.root.path().join(self.catalog.file(piece.file).0));
+            let named =
+                |e: Error| e.at(self.catalog.root.path().join(self.catalog.file(piece.file).0));
             if piece.stored == Stored::WidenedBf16 {
                 narrow(read).map_err(named)?;
             }

@@ -199,7 +199,7 @@ impl Cursor<'_> {
 
 /// The header as it will be written parses back, strictly, and says the same.
 fn check_layout(output: &OutputFile) -> Result<()> {
-    let bytes = header::encode(&output.tensors)?;
+    let bytes = output.header()?;
     let (_, json) = bytes.split_at(header::PREFIX as usize);
     let size = bytes.len() as u64;
     if size != output.data_start || output.size < size {
@@ -223,7 +223,9 @@ fn check_source(catalog: &Catalog, step: &Step, source: &Tensor) -> Result<()> {
     }
     match step.op {
         Op::Copy { .. } => Ok(()),
-        Op::Widen { float } | Op::Encode { float, .. } if float_of(source.dtype) == Some(float) => Ok(()),
+        Op::Widen { float } | Op::Encode { float, .. } if float_of(source.dtype) == Some(float) => {
+            Ok(())
+        }
         Op::Decode { grid, scale, scale_dtype } if source.dtype == Dtype::F8E4M3 => {
             let companion =
                 catalog.tensors.get(scale as usize).ok_or_else(|| fail("no such scale"))?;

@@ -76,6 +76,9 @@ pub struct OutputFile {
     pub data_start: u64,
     /// Bytes of the whole file.
     pub size: u64,
+    /// Prefix and header byte for byte, where another spelling than ours has to be restored.
+    #[serde(serialize_with = "digest_of", skip_serializing_if = "Option::is_none")]
+    pub raw_header: Option<Vec<u8>>,
     /// What no source holds, by ascending tensor.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fills: Vec<Fill>,
@@ -167,7 +170,24 @@ impl OutputFile {
     pub fn new(path: String, mut tensors: Vec<Entry>) -> Result<Self> {
         let data = header::lay_out(&mut tensors)?;
         let data_start = header::encode(&tensors)?.len() as u64;
-        Ok(Self { path, tensors, data_start, size: data_start + data, fills: Vec::new() })
+        let size = data_start + data;
+        Ok(Self { path, tensors, data_start, size, raw_header: None, fills: Vec::new() })
+    }
+
+    /// A file with this prefix and header; `tensors` are those that it names, in the order of
+    /// their data.
+    pub fn restored(path: String, tensors: Vec<Entry>, raw_header: Vec<u8>) -> Self {
+        let data_start = raw_header.len() as u64;
+        let size = data_start + tensors.iter().map(Entry::bytes).sum::<u64>();
+        Self { path, tensors, data_start, size, raw_header: Some(raw_header), fills: Vec::new() }
+    }
+
+    /// Prefix and header.
+    pub fn header(&self) -> Result<Vec<u8>> {
+        match &self.raw_header {
+            Some(raw) => Ok(raw.clone()),
+            None => header::encode(&self.tensors),
+        }
     }
 
     /// What no source holds of a tensor.
@@ -196,6 +216,17 @@ impl Plan {
     pub fn digest(&self) -> String {
         let mut hash = Sha256::new();
         feed(&mut hash, &(FORMAT, &self.catalog_digest, &self.dropped, &self.sidecars));
+        self.feed_tasks(hash)
+    }
+
+    /// SHA-256 over what becomes of the tensors alone, whatever small files lie beside them.
+    pub fn tensor_digest(&self) -> String {
+        let mut hash = Sha256::new();
+        feed(&mut hash, &(FORMAT, &self.catalog_digest, &self.dropped));
+        self.feed_tasks(hash)
+    }
+
+    fn feed_tasks(&self, mut hash: Sha256) -> String {
         for task in &self.tasks {
             feed(&mut hash, task);
         }
@@ -225,6 +256,13 @@ fn feed(hash: &mut Sha256, value: &impl Serialize) {
     let writer = std::io::BufWriter::with_capacity(1 << 16, HashWriter(hash));
     // Plans hold only strings and numbers, and the writer cannot fail.
     let _ = serde_json::to_writer(writer, value);
+}
+
+fn digest_of<S: Serializer>(
+    raw: &Option<Vec<u8>>,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(&hex(&Sha256::digest(raw.as_deref().unwrap_or_default())))
 }
 
 fn entries<S: Serializer>(

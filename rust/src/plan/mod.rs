@@ -5,6 +5,7 @@
 //! - [`check`]: the proof that a plan writes every byte once and loses nothing; shares no code
 //!   with the planners
 //! - [`quantize`], [`dequantize`], [`reshard`]: one planner a verb, over [`shard_task`] and [`select`]
+//! - [`original`]: a re-sharded folder, opened as what it was cut from
 //! - [`sidecars`]: config.json, index and the files carried over
 //! - [`saved`]: plans on disk, which `run` executes only if they can be derived again exactly
 
@@ -12,6 +13,7 @@ pub mod check;
 pub mod data;
 pub mod dequantize;
 pub mod explain;
+pub mod original;
 pub mod quantize;
 pub mod request;
 pub mod reshard;
@@ -25,10 +27,18 @@ pub use data::{Dropped, OutputFile, Plan, Sidecar, SidecarContent, Step, Target,
 pub use request::{Request, Verb};
 
 use crate::catalog::Catalog;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Plans a request and proves the plan.
 pub fn build(catalog: &Catalog, request: &Request) -> Result<Plan> {
+    if catalog.pieces.is_some() && request.verb != Verb::Reshard {
+        return Err(Error::impossible(format!(
+            "{} cannot read a checkpoint that is cut for ranks",
+            request.verb.name()
+        ))
+        .at(catalog.root.path())
+        .hint("put it together first: `lingconv reshard --target hf`"));
+    }
     let plan = match request.verb {
         Verb::Quantize => quantize::plan(catalog, request)?,
         Verb::Dequantize => dequantize::plan(catalog, request)?,

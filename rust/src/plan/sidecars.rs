@@ -1,12 +1,13 @@
 //! The small files of an output: config.json with the changes of this plan, a new index, and
 //! tokenizer, generation config, remote code and documents as they are.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::data::{Sidecar, SidecarContent, Task};
+use super::data::{OutputFile, Sidecar, SidecarContent, Task};
 use super::request::Request;
 use crate::catalog::{CONFIG, Catalog, INDEX, MANIFEST};
 use crate::error::{Error, Result};
@@ -18,7 +19,9 @@ const CARRIED: [&str; 12] =
 /// Names without an ending that are carried over.
 const CARRIED_NAMES: [&str; 3] = ["LICENSE", "NOTICE", "USAGE_POLICY"];
 /// Files that describe the source, not the output.
-const REPLACED: [&str; 4] = [CONFIG, INDEX, MANIFEST, "SHA256SUMS"];
+const REPLACED: [&str; 5] = [CONFIG, INDEX, MANIFEST, "SHA256SUMS", NOTES];
+/// What `reshard` says about its output.
+pub(super) const NOTES: &str = "LINGCONV.md";
 /// Largest file carried over, in bytes.
 const MAX_CARRIED: u64 = 256 << 20;
 /// Subfolders of remote code are carried over this deep.
@@ -35,13 +38,27 @@ pub(super) enum Quantization {
     Remove,
 }
 
+/// An output and its path as the index beside it names it.
+type Indexed<'a> = (&'a str, &'a OutputFile);
+
+/// The index of an output.
+#[derive(Debug)]
+pub(super) enum Index<'a> {
+    /// None.
+    None,
+    /// It names the tensors of these tasks; a folder that several outputs lie in has its own.
+    Tasks(&'a [Task]),
+    /// The original's, byte for byte.
+    Raw(Vec<u8>),
+}
+
 /// What the small files of an output say.
 #[derive(Debug)]
 pub(super) struct Sidecars<'a> {
     /// What becomes of config.json's `quantization_config`.
     pub quantization: Quantization,
-    /// Tasks whose tensors an index names; `None`: no index.
-    pub index: Option<&'a [Task]>,
+    /// The index of the output.
+    pub index: Index<'a>,
     /// Folders that get a copy of everything carried over, besides the output itself.
     pub folders: Vec<String>,
     /// Further files: path and text.
@@ -55,7 +72,8 @@ impl<'a> Sidecars<'a> {
         tasks: &'a [Task],
         quantization: Quantization,
     ) -> Self {
-        let index = (catalog.indexed() || tasks.len() > 1).then_some(tasks);
+        let needed = catalog.indexed() || tasks.len() > 1;
+        let index = if needed { Index::Tasks(tasks) } else { Index::None };
         Self { quantization, index, folders: Vec::new(), extra: Vec::new() }
     }
 }
@@ -87,8 +105,14 @@ pub(super) fn plan(
     });
     let copies: Vec<Sidecar> = copies.collect();
     sidecars.extend(copies);
-    if let Some(tasks) = wanted.index {
-        sidecars.push(made(INDEX, pretty(&index(tasks))?));
+    match wanted.index {
+        Index::None => {}
+        Index::Raw(bytes) => sidecars.push(made(INDEX, bytes)),
+        Index::Tasks(tasks) => {
+            for (folder, outputs) in by_folder(tasks, &wanted.folders) {
+                sidecars.push(made(&format!("{folder}{INDEX}"), pretty(&index(&outputs))?));
+            }
+        }
     }
     for (path, text) in wanted.extra {
         sidecars.retain(|s| s.path != path);
@@ -144,12 +168,25 @@ fn apply_yarn(config: &mut Value, factor: f64, changes: &mut Vec<String>) -> Res
     Ok(())
 }
 
-/// The index of the outputs, with the true total size.
-fn index(tasks: &[Task]) -> Value {
-    let outputs = || tasks.iter().flat_map(|t| &t.outputs);
-    let total: u64 = outputs().map(|o| o.size - o.data_start).sum();
+/// The outputs by the stage folder that they lie in, each with its path from there.
+fn by_folder<'a>(tasks: &'a [Task], folders: &[String]) -> BTreeMap<String, Vec<Indexed<'a>>> {
+    let mut found: BTreeMap<String, Vec<Indexed>> = BTreeMap::new();
+    for output in tasks.iter().flat_map(|t| &t.outputs) {
+        let inside = |folder: &String| {
+            Some((format!("{folder}/"), output.path.strip_prefix(folder)?.strip_prefix('/')?))
+        };
+        let (folder, path) =
+            folders.iter().find_map(inside).unwrap_or_else(|| (String::new(), &output.path));
+        found.entry(folder).or_default().push((path, output));
+    }
+    found
+}
+
+/// The index of outputs that lie in one folder, with the true total size.
+fn index(outputs: &[Indexed]) -> Value {
+    let total: u64 = outputs.iter().map(|(_, o)| o.size - o.data_start).sum();
     let mut names: Vec<(&str, &str)> =
-        outputs().flat_map(|o| o.tensors.iter().map(|t| (&*t.name, &*o.path))).collect();
+        outputs.iter().flat_map(|(path, o)| o.tensors.iter().map(|t| (&*t.name, *path))).collect();
     names.sort_unstable();
     let map: Map<String, Value> =
         names.into_iter().map(|(name, path)| (name.to_owned(), path.into())).collect();
@@ -172,6 +209,11 @@ fn made(path: &str, bytes: Vec<u8>) -> Sidecar {
     }
 }
 
+fn in_stage_folder(name: &str) -> bool {
+    let number = name.split_once('/').and_then(|(folder, _)| folder.strip_prefix("pp"));
+    number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+}
+
 fn carried(catalog: &Catalog) -> Result<Vec<Sidecar>> {
     let mut sidecars = Vec::new();
     for name in catalog.root.names(DEPTH)? {
@@ -182,7 +224,9 @@ fn carried(catalog: &Catalog) -> Result<Vec<Sidecar>> {
             Some(ending) => CARRIED.contains(&ending),
             None => CARRIED_NAMES.contains(&file_name),
         };
-        if !wanted || REPLACED.contains(&&*name) || name.ends_with(".safetensors.index.json") {
+        let replaced = REPLACED.contains(&&*name) || name.ends_with(".safetensors.index.json");
+        // Stage folders hold copies of what lies beside them.
+        if !wanted || replaced || (catalog.pieces.is_some() && in_stage_folder(&name)) {
             continue;
         }
         if let Some(bytes) = catalog.root.read(&name, MAX_CARRIED)? {

@@ -52,10 +52,7 @@ pub(super) struct Gathered<'a> {
 }
 
 /// Gathers every tensor of the catalog.
-pub(super) fn gather<'a>(
-    context: &'a Context,
-    choices: Option<&[Choice]>,
-) -> Result<Gathered<'a>> {
+pub(super) fn gather<'a>(context: &'a Context, choices: Option<&[Choice]>) -> Result<Gathered<'a>> {
     let mut gathered = Gathered { groups: BTreeMap::new(), dropped: Vec::new() };
     for (index, tensor) in context.catalog.tensors.iter().enumerate() {
         let choice = choices.map_or(Choice::Keep, |c| c[index]);
@@ -66,7 +63,7 @@ pub(super) fn gather<'a>(
             fused.settle(context).map_err(|e| e.tensor(name))?;
         }
         if let Group::Layer(layer) = *group {
-            for constant in &context.rules.constant {
+            for constant in context.rules.iter().flat_map(|r| &r.constant) {
                 tensors.insert(constant.name(layer), Fused::constant(constant.value));
             }
         }
@@ -99,14 +96,13 @@ impl<'a> Gathered<'a> {
             None if role == Role::Embedding => Group::Before,
             None => Group::After,
         };
-        let place = context.rules.place(role, &tensor.name, placed.layer, context.config);
+        let place = context.place(role, &tensor.name, placed.layer);
         let (op, dtype) = operation(context, tensor, choice, place.dtype, scale)
             .map_err(|e| e.tensor(&*tensor.name).at(context.catalog.path_of(index)))?;
         let encoded = match op {
             Op::Encode { encoding, .. } => {
                 let scales = context.request.load_dialect()?.scale_name(&tensor.name);
-                let scales = context.rules.place(role, &scales, placed.layer, context.config);
-                Some((scales.name, encoding))
+                Some((context.place(role, &scales, placed.layer).name, encoding))
             }
             _ => None,
         };

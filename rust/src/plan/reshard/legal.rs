@@ -31,7 +31,7 @@ pub(super) struct Cuts<'a> {
 struct Split<'a> {
     model: &'a Model,
     layout: &'a Layout,
-    rules: &'a Rules,
+    rules: Option<&'a Rules>,
     heads: Option<Heads>,
     tp: u32,
     ep: u32,
@@ -116,7 +116,8 @@ impl<'a> Cuts<'a> {
 
 /// Fails for checkpoints that the target cannot hold whatever the layout, or that are incomplete.
 pub(super) fn refuse_source(context: &Context) -> Result<()> {
-    let set = |key: &str| context.config.get(key).and_then(serde_json::Value::as_bool) == Some(true);
+    let set =
+        |key: &str| context.config.get(key).and_then(serde_json::Value::as_bool) == Some(true);
     let config = || context.catalog.root.path().join(CONFIG);
     if let Some(key) = ["tie_word_embeddings", "norm_head"].into_iter().find(|key| set(key)) {
         return Err(Error::impossible(format!("{key} is not supported by reshard")).at(config()));
@@ -202,8 +203,8 @@ pub(super) fn refuse_layout(context: &Context) -> Result<()> {
         ))
         .hint(format!("use --ep {}", ask.tp)));
     }
-    let fp8 = ask.format.is_some()
-        || context.catalog.tensors.iter().any(|t| t.dtype == Dtype::F8E4M3);
+    let fp8 =
+        ask.format.is_some() || context.catalog.tensors.iter().any(|t| t.dtype == Dtype::F8E4M3);
     let found = problems(&Split::new(context, ask.tp, ask.ep), fp8);
     if found.is_empty() {
         return Ok(());
@@ -259,7 +260,7 @@ fn problem(split: &Split, rule: &TensorRule, shape: &[u64], fp8: bool) -> Option
             "{side} {what} / {divisor} = {share}, which the engine pads to a multiple of {multiple}"
         ));
     }
-    let fused = rule.tp == Axis::Qkv || split.rules.fuses(rule.role);
+    let fused = rule.tp == Axis::Qkv || split.rules.is_some_and(|r| r.fuses(rule.role));
     let off_grid = fp8
         && split.held(rule, shape, Some(0), 0).iter().any(|rect| {
             let off = |end: u64, all: u64| end != all && !end.is_multiple_of(BLOCK);

@@ -4,25 +4,27 @@
 //! - `legal`: every reason why a checkpoint cannot be cut so, found from shapes alone
 //! - `gather`: which source tensors make up which output tensor
 //! - `tasks`: parts of at most one layer, each source tensor read once for all ranks
+//! - `stages`: targets that keep the original's shards and names
 
 mod gather;
 mod legal;
 mod request;
+mod stages;
 mod tasks;
 
 pub use request::Reshard;
 
 use serde_json::Value;
 
-use super::data::{Dropped, Plan};
+use super::data::{Dropped, Plan, Rank, Sidecar, Task};
 use super::quantize;
 use super::request::Request;
-use super::sidecars::{self, Quantization, Sidecars};
+use super::sidecars::{self, Index, Quantization, Sidecars};
 use crate::catalog::{CONFIG, Catalog};
 use crate::error::{Error, Result};
-use crate::model::Model;
 use crate::model::parallel::stages;
-use crate::target::{Rules, Target};
+use crate::model::{Model, Role};
+use crate::target::{Form, Place, Rules, Target};
 
 /// What all steps of planning share.
 struct Context<'a> {
@@ -32,7 +34,8 @@ struct Context<'a> {
     ask: &'a Reshard,
     model: &'a Model,
     target: &'a Target,
-    rules: &'a Rules,
+    /// Names and fusions; none where names are kept.
+    rules: Option<&'a Rules>,
     /// Layers of each pipeline stage.
     stages: Vec<std::ops::Range<u32>>,
 }
@@ -50,7 +53,8 @@ pub fn plan(catalog: &Catalog, request: &Request) -> Result<Plan> {
             .at(catalog.root.path().join(CONFIG))
             .hint("describe the architecture with --arch FILE"));
     };
-    let Some(rules) = target.rules(model.architecture()) else {
+    let rules = target.rules(model.architecture());
+    if rules.is_none() && target.layout.form == Form::Ranks {
         let known: Vec<&str> = target.architectures().collect();
         return Err(Error::impossible(format!(
             "target {} does not know {}; it knows {}",
@@ -59,7 +63,7 @@ pub fn plan(catalog: &Catalog, request: &Request) -> Result<Plan> {
             known.join(", ")
         ))
         .hint("add its names to a copy of the target and give it with --target-file FILE"));
-    };
+    }
     let stages = stages(model.layers(), ask.pp, &ask.pp_layers, target.layout.remainder)
         .map_err(|e| Error::impossible(e).hint("see what works with `lingconv fit`"))?;
     let context =
@@ -69,6 +73,13 @@ pub fn plan(catalog: &Catalog, request: &Request) -> Result<Plan> {
 
 impl Context<'_> {
     fn plan(&self) -> Result<Plan> {
+        match self.target.layout.form {
+            Form::Ranks => self.plan_ranks(),
+            Form::Stages => self.plan_stages(),
+        }
+    }
+
+    fn plan_ranks(&self) -> Result<Plan> {
         legal::refuse_source(self)?;
         legal::refuse_layout(self)?;
         let choices = match &self.ask.format {
@@ -76,20 +87,13 @@ impl Context<'_> {
             None => None,
         };
         let gathered = gather::gather(self, choices.as_deref())?;
-        let (tasks, ranks) = tasks::tasks(self, &gathered)?;
+        let work = tasks::tasks(self, &gathered)?;
         let quantization = match choices.as_deref() {
-            Some(choices) => Quantization::Set(quantize::config(self.catalog, self.request, choices)?),
+            Some(choices) => {
+                Quantization::Set(quantize::config(self.catalog, self.request, choices)?)
+            }
             None => Quantization::Keep,
         };
-        let folders = (0..self.stages.len()).filter_map(|s| self.stage().and(self.folder(s)));
-        let launch = self.launch();
-        let small = Sidecars {
-            quantization,
-            index: None,
-            folders: folders.collect(),
-            extra: vec![self.notes(&launch)],
-        };
-        let (sidecars, config_changes) = sidecars::plan(self.catalog, self.request, small)?;
         let mut warnings = self.catalog.warnings.clone();
         if let [first, ..] = gathered.dropped.as_slice() {
             warnings.push(format!(
@@ -103,17 +107,72 @@ impl Context<'_> {
             tensor,
             reason: "MTP layer, which the engine does not load this way",
         });
-        Ok(Plan {
+        let small = Sidecars { quantization, ..self.small() };
+        let small = sidecars::plan(self.catalog, self.request, small)?;
+        Ok(self.assemble(work, small, dropped.collect(), warnings))
+    }
+
+    fn plan_stages(&self) -> Result<Plan> {
+        stages::refuse(self)?;
+        let work = stages::tasks(self)?;
+        let mut warnings = self.catalog.warnings.clone();
+        if self.ask.tp > 1 {
+            warnings.push(format!(
+                "--tp {} changes no file of target {}",
+                self.ask.tp, self.target.name
+            ));
+        }
+        let whole = self.catalog.pieces.as_ref().is_none_or(|p| p.lost.is_empty());
+        let index = match (&self.catalog.raw_index, self.stage()) {
+            (Some(raw), None) if whole => Index::Raw(raw.clone()),
+            _ if self.catalog.indexed() || self.stage().is_some() => Index::Tasks(&work.0),
+            _ => Index::None,
+        };
+        let mut small = Sidecars { index, ..self.small() };
+        if self.stage().is_none() {
+            small.extra.clear();
+        }
+        let small = sidecars::plan(self.catalog, self.request, small)?;
+        Ok(self.assemble(work, small, Vec::new(), warnings))
+    }
+
+    /// Folders of the stages, and `LINGCONV.md`.
+    fn small(&self) -> Sidecars<'_> {
+        let folders = (0..self.stages.len()).filter_map(|s| self.stage().and(self.folder(s)));
+        Sidecars {
+            quantization: Quantization::Keep,
+            index: Index::None,
+            folders: folders.collect(),
+            extra: vec![self.notes(&self.launch())],
+        }
+    }
+
+    fn assemble(
+        &self,
+        (tasks, ranks): (Vec<Task>, Vec<Rank>),
+        (sidecars, config_changes): (Vec<Sidecar>, Vec<String>),
+        dropped: Vec<Dropped>,
+        warnings: Vec<String>,
+    ) -> Plan {
+        Plan {
             request: self.request.clone(),
             catalog_digest: self.catalog.digest(),
             tasks,
-            dropped: dropped.collect(),
+            dropped,
             sidecars,
             config_changes,
             warnings,
-            launch: vec![launch],
+            launch: vec![self.launch()],
             ranks,
-        })
+        }
+    }
+
+    /// Where a tensor goes.
+    fn place(&self, role: Role, name: &str, layer: Option<u32>) -> Place {
+        match self.rules {
+            Some(rules) => rules.place(role, name, layer, self.config),
+            None => Place { name: name.to_owned(), position: 0, stack: false, dtype: None },
+        }
     }
 
     /// Whether names need a stage; the first of them if so.
@@ -130,8 +189,8 @@ impl Context<'_> {
         let layers: Vec<u32> = self.stages.iter().map(|s| s.end - s.start).collect();
         let uneven = layers.windows(2).any(|w| w[0] != w[1]);
         let partition = uneven || own.ok().as_deref() != Some(&self.stages);
-        let ep = self.ask.ep > 1;
-        self.target.launch(self.ask.tp, self.ask.pp, ep, partition.then_some(layers.as_slice()))
+        let Reshard { tp, pp, ep, .. } = *self.ask;
+        self.target.launch(tp, pp, ep, partition.then_some(layers.as_slice()))
     }
 
     /// `LINGCONV.md`: what was done, and how to start the engine.
@@ -151,6 +210,6 @@ impl Context<'_> {
             layers = layers.join(", "),
             launch = launch.replace("{out}", "."),
         );
-        ("LINGCONV.md".to_owned(), text)
+        (sidecars::NOTES.to_owned(), text)
     }
 }

@@ -36,6 +36,9 @@ pub struct Reshard {
     /// Keep the MTP layers.
     #[serde(default)]
     pub keep_mtp: bool,
+    /// Restore what there is of an original of which something was left out or encoded.
+    #[serde(default)]
+    pub partial: bool,
 }
 
 /// A number format to encode to.

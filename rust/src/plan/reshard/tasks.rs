@@ -112,13 +112,7 @@ fn step(member: &Member, cuts: &Cuts, tensor: u32, scale: Option<u32>) -> Step {
     let targets = cuts.ranks().flat_map(|rank| {
         let target = move |Rect { rows: r, cols: c }: Rect| {
             let inside = |range: Range<u64>, end: u64| range.start.min(end)..range.end.min(end);
-            Target {
-                output: rank,
-                tensor,
-                rows: inside(r, rows),
-                cols: inside(c, cols),
-                scale,
-            }
+            Target { output: rank, tensor, rows: inside(r, rows), cols: inside(c, cols), scale }
         };
         let held = cuts.of(member, rank).into_iter().map(target);
         held.filter(|t| t.rows.start < t.rows.end)

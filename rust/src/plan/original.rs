@@ -227,7 +227,10 @@ fn written(original: &Catalog, plan: &Plan) -> Result<Catalog> {
         Some(SidecarContent::Bytes(bytes)) => String::from_utf8(bytes.clone()).ok(),
         _ => original.config_text.clone(),
     };
-    Catalog::assemble(original.root.clone(), config, shards.collect::<Result<_>>()?)
+    let mut catalog =
+        Catalog::assemble(original.root.clone(), config, shards.collect::<Result<_>>()?)?;
+    catalog.raw_index.clone_from(&original.raw_index);
+    Ok(catalog)
 }
 
 /// What the original had and these files do not, for people.

@@ -154,3 +154,9 @@ pub fn folder_bytes(folder: &Path) -> std::collections::BTreeMap<String, Vec<u8>
         })
         .collect()
 }
+
+/// Cases of a property test: `sample` of them, or forty times as many with `LINGCONV_FULL=1`.
+pub fn cases(sample: u32) -> u32 {
+    let full = std::env::var_os("LINGCONV_FULL").is_some_and(|value| value == "1");
+    if full { sample * 40 } else { sample }
+}

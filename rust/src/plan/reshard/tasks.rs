@@ -49,7 +49,8 @@ pub(super) fn tasks(context: &Context, gathered: &Gathered) -> Result<(Vec<Task>
     Ok((tasks, ranks))
 }
 
-/// Cuts a group's tensors into parts of about the size asked for.
+/// Cuts a group's tensors into parts of about the size asked for. Scales stay with their weight, as
+/// they do where encoding makes them.
 fn parts<'a>(
     context: &Context,
     cuts: &Cuts,
@@ -58,7 +59,11 @@ fn parts<'a>(
     let mut parts: Vec<Vec<Unit>> = Vec::new();
     let mut room = 0;
     for (name, fused) in tensors {
-        if room == 0 {
+        let weight = name.strip_suffix("_scale_inv");
+        let with_last = weight.is_some_and(|weight| {
+            parts.last().and_then(|part| part.last()).is_some_and(|(last, _)| *last == weight)
+        });
+        if room == 0 && !with_last {
             parts.push(Vec::new());
             room = context.ask.shard_size;
         }

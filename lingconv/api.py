@@ -26,6 +26,7 @@ from lingconv.records import (
     Group,
     Inspection,
     Kernels,
+    Layout,
     PlanSummary,
     Rank,
     RunResult,
@@ -125,6 +126,7 @@ class Catalog:
             dtypes=build_all(DtypeRow, data["dtypes"]),
             groups=build_all(Group, data["groups"]),
             format=build(Format, data["format"]),
+            layout=build(Layout, data["layout"]) if data["layout"] else None,
         )
 
     def tensors(self, glob: str | None = None) -> list[Tensor]:

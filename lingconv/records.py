@@ -65,6 +65,15 @@ class Format:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """What a checkpoint was cut for, and the files that hold the pieces."""
+
+    words: str
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Inspection:
     """What a checkpoint is, from headers alone; `None` where the architecture does not say."""
 
@@ -88,6 +97,7 @@ class Inspection:
     file_bytes: int
     shards: int
     indexed: bool
+    layout: Layout | None
     dtypes: list[DtypeRow]
     groups: list[Group]
     format: Format

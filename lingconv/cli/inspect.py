@@ -122,10 +122,16 @@ def _show_summary(console: Console, found: Inspection) -> None:
     index = "index complete" if found.indexed else "no index"
     health = f"{len(found.problems)} problems" if found.problems else "ok"
     console.answer(f"\n  format   {_format_text(found)}")
+    if found.layout is not None:
+        pieces = f"{found.layout.files:,} files · {size_text(found.layout.bytes)}"
+        console.answer(f"  cut for  {found.layout.words} · {pieces}")
     console.answer(f"  headers  {health} · {found.shards:,} shards · {index} · no overlaps")
 
 
 def _next(found: Inspection, source: Path) -> str:
+    if found.layout is not None:
+        words: tuple[str | Path, ...] = ("reshard", source, "--target", "hf", "--dry-run")
+        return f"put it together again: `{command_text(*words)}`"
     encoded = found.format.dialect is not None
     words = ("dequantize", source) if encoded else ("quantize", "fp8", source)
     return f"see what a conversion would do: `{command_text(*words, '--dry-run')}`"

@@ -17,6 +17,17 @@ const OTHER: &str = "other";
 const MAX_PROBLEMS: usize = 20;
 
 /// Tensors of one dtype.
+/// How a checkpoint is cut.
+#[derive(Debug, Serialize)]
+struct Layout {
+    /// Target and ranks.
+    words: String,
+    /// Files that hold the pieces.
+    files: usize,
+    /// Their bytes.
+    bytes: u64,
+}
+
 #[derive(Debug, Serialize)]
 pub struct DtypeRow {
     /// Element type.
@@ -76,6 +87,8 @@ pub struct Summary {
     file_bytes: u64,
     shards: usize,
     indexed: bool,
+    /// What the checkpoint was cut for, if its tensors lie in pieces, and files that hold them.
+    layout: Option<Layout>,
     dtypes: Vec<DtypeRow>,
     groups: Vec<GroupRow>,
     format: Format,
@@ -132,6 +145,11 @@ pub fn summarize(catalog: &Catalog, model: Option<&Model>) -> Summary {
         file_bytes: catalog.file_bytes(),
         shards: catalog.shards.len(),
         indexed: catalog.indexed(),
+        layout: catalog.pieces.as_ref().map(|p| Layout {
+            words: p.layout.clone(),
+            files: p.files.len(),
+            bytes: p.files.iter().map(|f| f.stamp.size).sum(),
+        }),
         dtypes: dtype_rows(catalog),
         groups,
         format: format_of(catalog),

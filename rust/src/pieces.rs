@@ -82,6 +82,8 @@ pub struct Pieces {
     pub files: Vec<PieceFile>,
     /// Pieces by tensor.
     pub tensors: Vec<InPieces>,
+    /// What it was cut for, in words.
+    pub layout: String,
     /// What the original had and these files do not, a line each.
     pub lost: Vec<String>,
 }

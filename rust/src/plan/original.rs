@@ -15,7 +15,8 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::data::{OutputFile, Plan, SidecarContent, Step, Target, Task};
-use super::request::{Request, Verb};
+use super::request::Request;
+use super::reshard::Reshard;
 use super::shard_task::plan_shards;
 use crate::catalog::{CONFIG, Catalog, MANIFEST, MAX_INDEX, ReadHeader, read_headers};
 use crate::dialect::Dialect;
@@ -25,6 +26,7 @@ use crate::header::{self, Header};
 use crate::io::{Root, Stamp};
 use crate::numeric::{Float, Grid};
 use crate::pieces::{InPieces, Piece, PieceFile, Pieces, Stored};
+use crate::target::Form;
 use crate::transform::Op;
 
 /// Longest manifest that is read; that of Ling-1T for 32 ranks has some 30 MB.
@@ -37,7 +39,17 @@ struct Glance {
 
 #[derive(Deserialize)]
 struct GlanceRequest {
-    verb: Verb,
+    reshard: Option<Reshard>,
+}
+
+impl GlanceRequest {
+    /// Whether tensors lie in pieces; a target that keeps names and has one stage cuts none.
+    fn is_cut(&self) -> bool {
+        let whole = |ask: &Reshard| {
+            ask.pp == 1 && ask.load_target().is_ok_and(|t| t.layout.form == Form::Stages)
+        };
+        self.reshard.as_ref().is_some_and(|ask| !whole(ask))
+    }
 }
 
 #[derive(Deserialize)]
@@ -67,9 +79,7 @@ struct SourceShard {
 pub fn open(path: &Path) -> Result<Catalog> {
     let root = Root::open(path)?;
     let Some(bytes) = root.read(MANIFEST, MAX_MANIFEST)? else { return Catalog::open(path) };
-    let resharded =
-        serde_json::from_slice(&bytes).is_ok_and(|g: Glance| g.request.verb == Verb::Reshard);
-    if !resharded {
+    if !serde_json::from_slice(&bytes).is_ok_and(|g: Glance| g.request.is_cut()) {
         return Catalog::open(path);
     }
     let damaged = |e: Error| {
@@ -102,7 +112,8 @@ pub fn open(path: &Path) -> Result<Catalog> {
         }
     }
     let mut catalog = changed.unwrap_or(original);
-    catalog.pieces = Some(Pieces { files, tensors, lost });
+    let layout = plan.request.reshard.as_ref().map(Reshard::words).unwrap_or_default();
+    catalog.pieces = Some(Pieces { files, tensors, layout, lost });
     Ok(catalog)
 }
 

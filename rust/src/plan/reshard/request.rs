@@ -75,7 +75,7 @@ impl Reshard {
     }
 
     /// The target asked for.
-    pub(super) fn load_target(&self) -> Result<Target> {
+    pub(in crate::plan) fn load_target(&self) -> Result<Target> {
         match &self.target_file {
             Some(text) => Target::parse(text),
             None => Target::builtin(&self.target)

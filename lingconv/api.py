@@ -80,6 +80,7 @@ class Reshard:
     shard_size: int = 5_000_000_000
     format: Literal["fp8"] | None = None
     keep_mtp: bool = False
+    rank: dict[str, int] | None = None
     partial: bool = False
 
 

@@ -8,7 +8,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,8 @@ class Case:
     """A source, and what an undisturbed run makes of it."""
 
     source: Path
+    # Words of the command that is disturbed, and run again to go on.
+    command: Callable[..., Words]
     expected: dict[str, str]
     # From the first trace of the output to the end of the undisturbed run.
     seconds: float
@@ -58,18 +60,22 @@ class Case:
     _stamps: dict[str, tuple[int, int, int]]
 
     @classmethod
-    def of(cls, source: Path, output: Path) -> Case:
-        """Run undisturbed; `output` is left for comparisons."""
-        before = digests(source), stamps(source)
-        child = start(quantize(source, output))
+    def of(cls, source: Path, output: Path, command: Callable[..., Words] | None = None) -> Case:
+        """Run undisturbed, `quantize` by default; `output` is left for comparisons."""
+        command, before = command or quantize, (digests(source), stamps(source))
+        child = start(command(source, output))
         _await_trace(child, output)
         began = time.monotonic()
         assert child.wait() == 0
         seconds = time.monotonic() - began
-        case = cls(source, digests(output), seconds, *before)
+        case = cls(source, command, digests(output), seconds, *before)
         case.check_finished(output)
         check_sums(output)
         return case
+
+    def words(self, output: Path, *options: str | Path) -> Words:
+        """The command for an output of its own."""
+        return self.command(self.source, output, *options)
 
     def check_source(self) -> None:
         """Nothing of the source was written to, in content or in times."""
@@ -99,8 +105,19 @@ def check_sums(output: Path) -> None:
 
 
 def quantize(source: Path, output: Path, *options: str | Path) -> Words:
-    """Words of the command that is disturbed, and run again to go on."""
+    """Every shard becomes one shard."""
     return ("quantize", "fp8", source, "-o", output, *options)
+
+
+def reshard(source: Path, output: Path, *options: str | Path) -> Words:
+    """Every layer is scattered to four ranks, each of which shares its KV head with another."""
+    layout = ("--tp", "4", "--pp", "2", "--ep", "4", "--shard-size", "20M")
+    return ("reshard", source, "-o", output, *layout, *options)
+
+
+def undo(source: Path, output: Path, *options: str | Path) -> Words:
+    """Every tensor is put together from the files of four ranks."""
+    return ("reshard", source, "-o", output, "--target", "hf", *options)
 
 
 def start(words: Words) -> subprocess.Popen[bytes]:

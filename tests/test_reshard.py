@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from lingconv.reference import open_checkpoint
@@ -74,17 +73,16 @@ def test_encoding_in_the_same_pass_is_encoding_first(
 def test_fp8_is_cut_with_its_scales(coded: Path, tmp_path: Path) -> None:
     cut = reshard(coded, tmp_path / "cut", "--tp", "2")
     held = tensors_of(cut, "model-rank-1-part-*.safetensors")
-    experts = range(8)
+    whole = open_checkpoint(coded)
+
+    def second_half(expert: int, name: str, suffix: str) -> bytes:
+        path = f"model.layers.1.mlp.experts.{expert}.{name}_proj.weight{suffix}"
+        data = whole[path].read().tobytes()
+        return data[len(data) // 2 :]
+
     for suffix in ("", "_scale_inv"):
-        whole = open_checkpoint(coded)
-
-        def part(expert: int, name: str) -> np.ndarray:
-            path = f"model.layers.1.mlp.experts.{expert}.{name}_proj.weight{suffix}"
-            data = whole[path].read()
-            return data[len(data) // 2 :]
-
-        stacked = [np.concatenate([part(e, "gate"), part(e, "up")]) for e in experts]
-        assert held[W13 + suffix] == np.stack(stacked).tobytes()
+        stacked = (second_half(e, name, suffix) for e in range(8) for name in ("gate", "up"))
+        assert held[W13 + suffix] == b"".join(stacked)
 
 
 def tensors_of(folder: Path, files: str) -> dict[str, bytes]:
@@ -111,6 +109,27 @@ def test_the_plan_says_what_each_rank_reads(tiny: Path, tmp_path: Path) -> None:
         sizes = [path.stat().st_size for path in (tmp_path / "cut").glob(pattern)]
         assert (rank["files"], rank["bytes"]) == (len(sizes), sum(sizes))
     assert len(plan["ranks"]) == 4
+
+
+@pytest.mark.parametrize("target", ["vllm", "vllm-0.11", "hf"])
+def test_the_files_of_one_rank_are_those_of_all(tiny: Path, tmp_path: Path, target: str) -> None:
+    layout = ("--tp", "2", "--pp", "2", "--target", target)
+    whole = contents(reshard(tiny, tmp_path / "whole", *layout))
+    found: dict[str, bytes] = {}
+    for rank in ("pp0", "pp1"):
+        found |= contents(reshard(tiny, tmp_path / rank, *layout, "--rank", rank))
+    assert data_names(found) == data_names(whole)
+    assert all(found[name] == whole[name] for name in data_names(whole))
+    if target == "vllm":
+        one = answer("reshard", tiny, "-o", tmp_path / "one", *layout, "--rank", "tp1,pp0")
+        held = data_names(contents(tmp_path / "one"))
+        assert held == {name for name in data_names(whole) if "pp-0-tp-1" in name}
+        plan = answer("reshard", tiny, *layout, "--rank", "tp1,pp0", "--dry-run")
+        assert one["read"] == plan["read_bytes"] < answer("inspect", tiny)["bytes"]
+
+
+def data_names(files: dict[str, bytes]) -> set[str]:
+    return {name for name in files if name.endswith(".safetensors")}
 
 
 def test_launch_lines_and_notes(tiny: Path, tmp_path: Path) -> None:

@@ -12,7 +12,19 @@ from pathlib import Path
 import pytest
 
 from lingconv.reference import open_checkpoint
-from ordeal import FULL, PATIENCE, Case, Words, killed, killed_together, moments, quantize, start
+from ordeal import (
+    FULL,
+    PATIENCE,
+    Case,
+    Words,
+    killed,
+    killed_together,
+    moments,
+    quantize,
+    reshard,
+    start,
+    undo,
+)
 from support import answer, lingconv, overwrite, published, succeed
 
 SOURCES: dict[str, Words] = {
@@ -36,13 +48,23 @@ WAYS: dict[str, Words] = {
 
 
 @pytest.fixture(scope="module", params=SOURCES)
-def case(
+def source(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Case]:
+) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("resume")
     succeed("synth", *SOURCES[request.param], "-o", folder / "source")
-    yield Case.of(folder / "source", folder / "calm")
+    yield folder / "source"
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module", params=[quantize, reshard, undo], ids=lambda verb: verb.__name__)
+def case(request: pytest.FixtureRequest, source: Path) -> Case:
+    """What is done to a checkpoint; `undo` starts from what `reshard` wrote."""
+    command, folder = request.param, source.parent
+    if command is undo:
+        source = folder / "reshard"
+        succeed(*reshard(folder / "source", source, "--force"))
+    return Case.of(source, folder / f"calm-{command.__name__}", command)
 
 
 @pytest.fixture
@@ -52,7 +74,7 @@ def output(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_killed_at_random_moments(case: Case, output: Path) -> None:
-    words, hits = quantize(case.source, output), 0
+    words, hits = case.words(output), 0
     for moment in moments(KILLS, case.seconds, seed=1):
         hits += killed(words, output, moment)
         case.check_unfinished(output)
@@ -64,7 +86,7 @@ def test_killed_at_random_moments(case: Case, output: Path) -> None:
 
 
 def test_killed_over_and_over(case: Case, output: Path) -> None:
-    words, chance = quantize(case.source, output), random.Random(2)
+    words, chance = case.words(output), random.Random(2)
     kills = 0
     for _ in range(KILLS):
         kills += killed(words, output, case.seconds * chance.uniform(0.05, 0.5))
@@ -76,7 +98,7 @@ def test_killed_over_and_over(case: Case, output: Path) -> None:
 
 def test_three_workers_killed_at_random_moments(case: Case, output: Path) -> None:
     saved = output.with_name("plan.json")
-    succeed(*quantize(case.source, output, "--dry-run", "--save", saved))
+    succeed(*case.words(output, "--dry-run", "--save", saved))
     run: Words = ("run", saved, "--source", case.source, "-o", output)
     shares = [(*run, "--worker", f"{index}/{WORKERS}") for index in range(1, WORKERS + 1)]
     chance, hits = random.Random(3), 0
@@ -96,11 +118,10 @@ def test_three_workers_killed_at_random_moments(case: Case, output: Path) -> Non
     case.check_source()
 
 
-def test_a_shard_replaced_meanwhile_is_done_again(case: Case, output: Path) -> None:
-    source = output.with_name("source")
-    shutil.copytree(case.source, source)
+def test_a_shard_replaced_meanwhile_is_done_again(source: Path, output: Path) -> None:
+    source = Path(shutil.copytree(source, output.with_name("source")))
     words = quantize(source, output, "--jobs", "1")
-    done = next(name for name in case.expected if name.startswith("model-00001-"))
+    done = next(path.name for path in source.glob("model-00001-*"))
     child, deadline = start(words), time.monotonic() + PATIENCE
     while not (output / done).exists():
         assert time.monotonic() < deadline
@@ -125,11 +146,11 @@ def test_a_shard_replaced_meanwhile_is_done_again(case: Case, output: Path) -> N
 
 @pytest.mark.parametrize("way", WAYS)
 def test_no_option_of_a_run_changes_a_byte(case: Case, output: Path, way: str) -> None:
-    succeed(*quantize(case.source, output, *WAYS[way]))
+    succeed(*case.words(output, *WAYS[way]))
     case.check_finished(output)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_no_kernel_changes_a_byte(case: Case, output: Path, kernel: str) -> None:
-    succeed(*quantize(case.source, output), LINGCONV_KERNEL=kernel)
+    succeed(*case.words(output), LINGCONV_KERNEL=kernel)
     case.check_finished(output)

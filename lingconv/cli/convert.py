@@ -63,7 +63,8 @@ def _layout_suffix(layout: api.Reshard) -> str:
     encoded = f"-{layout.format}" if layout.format else ""
     target = layout.target.replace("-", "", 1)
     cut = "" if target in ("hf", "sglang") else f"-tp{layout.tp}"
-    return f"-{target}{cut}-pp{layout.pp}{expert}{encoded}"
+    rank = "".join(f"-only-{name}{n}" for name, n in (layout.rank or {}).items())
+    return f"-{target}{cut}-pp{layout.pp}{expert}{encoded}{rank}"
 
 
 def convert(session: Session, job: Job, *, save: Path | None, explain: str | None) -> None:

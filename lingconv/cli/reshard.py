@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,15 @@ def _layers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"{text!r} is no list of layers such as 20,20,20,20") from None
+
+
+def _rank(text: str) -> dict[str, int]:
+    """`pp1`, `tp3` or `tp3,pp1`."""
+    found = [re.fullmatch(r"(tp|pp)(\d{1,6})", part) for part in text.split(",")]
+    ranks = {match[1]: int(match[2]) for match in found if match}
+    if len(ranks) != len(found):
+        raise ValueError(f"{text!r} is no rank; write for example pp1 or tp3,pp1")
+    return ranks
 
 
 @click.command("reshard", cls=Command)
@@ -73,6 +83,12 @@ def _layers(text: str) -> list[int]:
     show_default=True,
     help="Bytes at which a file ends, at the next boundary of a tensor or layer.",
 )
+@click.option(
+    "--rank",
+    type=Parsed("rank", _rank),
+    metavar="RANK",
+    help="Write only these files: pp1, or tp3,pp1; ranks count from 0.",
+)
 @click.option("--keep-mtp", is_flag=True, help="Keep the MTP layers.")
 @click.option(
     "--partial",
@@ -110,7 +126,7 @@ def command(
         refuse_encoding(context)
     if drop_mtp and options["keep_mtp"]:
         raise usage_error("--drop-mtp and --keep-mtp contradict one another")
-    names = ("tp", "pp", "ep", "pp_layers", "shard_size", "keep_mtp", "partial")
+    names = ("tp", "pp", "ep", "pp_layers", "shard_size", "keep_mtp", "partial", "rank")
     layout = Reshard(
         target=_profile(target) if target_file is None else target_file.stem,
         target_file=None if target_file is None else read_text(target_file),

@@ -16,7 +16,6 @@ const OTHER: &str = "other";
 /// Most problems that are listed.
 const MAX_PROBLEMS: usize = 20;
 
-/// Tensors of one dtype.
 /// How a checkpoint is cut.
 #[derive(Debug, Serialize)]
 struct Layout {
@@ -28,6 +27,7 @@ struct Layout {
     bytes: u64,
 }
 
+/// Tensors of one dtype.
 #[derive(Debug, Serialize)]
 pub struct DtypeRow {
     /// Element type.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::budget::row_bytes;
 use super::sources::Sources;
 use crate::error::Result;
-use crate::plan::{Step, Task};
+use crate::plan::Task;
 
 /// Where a task goes on: the next row of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -69,7 +69,7 @@ impl<'a> Windows<'a> {
     fn enter(&mut self, row: u64) -> Result<()> {
         self.scales = None;
         let Some(step) = self.task.steps.get(self.step) else { return Ok(()) };
-        self.pending = needed_rows(step);
+        self.pending = step.needed_rows().into();
         while let Some(range) = self.pending.front_mut() {
             range.start = range.start.max(row);
             if range.start < range.end {
@@ -110,23 +110,4 @@ impl<'a> Windows<'a> {
         self.sequence += 1;
         Ok(Some(window))
     }
-}
-
-/// Rows that any target needs, as disjoint ascending ranges: what nobody needs is not read.
-fn needed_rows(step: &Step) -> VecDeque<Range<u64>> {
-    let mut ranges: Vec<Range<u64>> = step
-        .targets
-        .iter()
-        .filter(|t| t.cols.start < t.cols.end && t.rows.start < t.rows.end)
-        .map(|t| t.rows.clone())
-        .collect();
-    ranges.sort_unstable_by_key(|r| r.start);
-    let mut merged: VecDeque<Range<u64>> = VecDeque::new();
-    for range in ranges {
-        match merged.back_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => merged.push_back(range),
-        }
-    }
-    merged
 }

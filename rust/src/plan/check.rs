@@ -24,7 +24,9 @@ pub fn check(catalog: &Catalog, plan: &Plan) -> Result<()> {
     check_paths(plan).map_err(broken)?;
     let mut used = vec![false; catalog.tensors.len()];
     for task in &plan.tasks {
-        Walk::new(task)?.run(catalog, &mut used).map_err(|e| broken(e.at(&task.name)))?;
+        Walk::new(task)?
+            .run(catalog, !plan.is_partial(), &mut used)
+            .map_err(|e| broken(e.at(&task.name)))?;
     }
     check_use(catalog, plan, &used).map_err(broken)
 }
@@ -47,8 +49,8 @@ fn check_paths(plan: &Plan) -> Result<()> {
 
 fn check_use(catalog: &Catalog, plan: &Plan, used: &[bool]) -> Result<()> {
     let mut dropped = vec![false; catalog.tensors.len()];
-    for drop in &plan.dropped {
-        dropped[drop.tensor as usize] = true;
+    for tensor in plan.dropped.iter().map(|d| d.tensor).chain(plan.elsewhere.iter().copied()) {
+        dropped[tensor as usize] = true;
     }
     let wrong = used.iter().zip(&dropped).position(|(used, dropped)| used == dropped);
     match wrong {
@@ -84,12 +86,12 @@ impl<'a> Walk<'a> {
         Ok(Self { task, cursors })
     }
 
-    fn run(mut self, catalog: &Catalog, used: &mut [bool]) -> Result<()> {
+    fn run(mut self, catalog: &Catalog, whole: bool, used: &mut [bool]) -> Result<()> {
         for step in &self.task.steps {
             let source =
                 catalog.tensors.get(step.source as usize).ok_or_else(|| fail("no such source"))?;
             check_source(catalog, step, source).map_err(|e| e.tensor(&*source.name))?;
-            check_cover(step).map_err(|e| e.tensor(&*source.name))?;
+            check_cover(step, whole).map_err(|e| e.tensor(&*source.name))?;
             for target in &step.targets {
                 self.fill(step, source, target).map_err(|e| e.tensor(&*source.name))?;
             }
@@ -242,9 +244,9 @@ fn check_source(catalog: &Catalog, step: &Step, source: &Tensor) -> Result<()> {
     }
 }
 
-/// Rectangles lie inside the matrix and on the grid, follow one another within each output, and
-/// together cover the matrix.
-fn check_cover(step: &Step) -> Result<()> {
+/// Rectangles lie inside the matrix and on the grid, follow one another within each output, and,
+/// if the plan is for all ranks, together cover the matrix.
+fn check_cover(step: &Step, whole: bool) -> Result<()> {
     let steps = step.op.grid().map_or((1, 1), |grid: Grid| grid_steps(grid));
     let on_grid = |edge: u64, end: u64, unit: u64| {
         edge == 0 || edge == end || (unit > 0 && edge.is_multiple_of(unit))
@@ -267,6 +269,9 @@ fn check_cover(step: &Step) -> Result<()> {
             Some(r) => r.1 = t.rows.end,
             None => reached.push((t.output, t.rows.end)),
         }
+    }
+    if !whole {
+        return Ok(());
     }
     let cuts = |edges: fn(&Target) -> [u64; 2], end: u64| {
         let mut cuts: Vec<u64> = step.targets.iter().flat_map(edges).chain([0, end]).collect();

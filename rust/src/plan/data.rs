@@ -27,6 +27,8 @@ pub struct Plan {
     pub dropped: Vec<Dropped>,
     /// Small files: config, index, tokenizer, remote code.
     pub sidecars: Vec<Sidecar>,
+    /// Source tensors that only ranks need whose files are not written.
+    pub elsewhere: Vec<u32>,
     /// Differences between the source's config.json and the output's, for people.
     pub config_changes: Vec<String>,
     /// What the user should know before starting.
@@ -197,6 +199,29 @@ impl OutputFile {
     }
 }
 
+impl Step {
+    /// Rows that any target needs, as disjoint ascending ranges: what nobody needs is not read.
+    pub fn needed_rows(&self) -> Vec<Range<u64>> {
+        let needed = self.targets.iter().filter(|t| !t.cols.is_empty() && !t.rows.is_empty());
+        let mut ranges: Vec<Range<u64>> = needed.map(|t| t.rows.clone()).collect();
+        ranges.sort_unstable_by_key(|r| r.start);
+        let mut merged: Vec<Range<u64>> = Vec::new();
+        for range in ranges {
+            match merged.last_mut() {
+                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+                _ => merged.push(range),
+            }
+        }
+        merged
+    }
+
+    /// Bytes of the source that are read.
+    pub fn read_bytes(&self) -> u64 {
+        let rows: u64 = self.needed_rows().iter().map(|r| r.end - r.start).sum();
+        rows * self.cols * self.op.source_unit()
+    }
+}
+
 impl Task {
     /// Digest of everything the task does; equal digests mean equal output bytes for one source.
     pub fn digest(&self) -> String {
@@ -212,6 +237,11 @@ impl Task {
 }
 
 impl Plan {
+    /// Whether only the files of some ranks are written.
+    pub fn is_partial(&self) -> bool {
+        self.request.reshard.as_ref().is_some_and(|r| r.rank.is_some())
+    }
+
     /// SHA-256 over what is read and what is written; the same on every machine.
     pub fn digest(&self) -> String {
         let mut hash = Sha256::new();

@@ -54,6 +54,7 @@ pub fn plan(catalog: &Catalog, request: &Request) -> Result<Plan> {
         warnings: catalog.warnings.clone(),
         launch: Vec::new(),
         ranks: Vec::new(),
+        elsewhere: Vec::new(),
     })
 }
 

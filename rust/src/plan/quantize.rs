@@ -57,6 +57,7 @@ pub fn plan(catalog: &Catalog, request: &Request) -> Result<Plan> {
         warnings: warnings(catalog, model.as_ref(), request),
         launch: Vec::new(),
         ranks: Vec::new(),
+        elsewhere: Vec::new(),
     })
 }
 

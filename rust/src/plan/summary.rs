@@ -78,7 +78,7 @@ pub fn summarize(catalog: &Catalog, plan: &Plan) -> Result<Summary> {
     let mut read_bytes = 0;
     for step in plan.tasks.iter().flat_map(|t| &t.steps) {
         let source = catalog.tensor(step.source);
-        read_bytes += source.bytes;
+        read_bytes += step.read_bytes();
         match step.op {
             Op::Encode { .. } => encode.add(source.bytes),
             Op::Decode { scale, .. } => {

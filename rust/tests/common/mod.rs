@@ -97,6 +97,7 @@ pub fn plan(catalog: &Catalog, tasks: Vec<Task>) -> Plan {
         warnings: Vec::new(),
         launch: Vec::new(),
         ranks: Vec::new(),
+        elsewhere: Vec::new(),
     }
 }
 

@@ -12,7 +12,9 @@ mod request;
 mod stages;
 mod tasks;
 
-pub use request::Reshard;
+pub use request::{RankOnly, Reshard};
+
+use std::collections::HashSet;
 
 use serde_json::Value;
 
@@ -138,7 +140,9 @@ impl Context<'_> {
 
     /// Folders of the stages, and `LINGCONV.md`.
     fn small(&self) -> Sidecars<'_> {
-        let folders = (0..self.stages.len()).filter_map(|s| self.stage().and(self.folder(s)));
+        let written = |s: &usize| !self.ask.selected(*s as u32, 0..self.ask.tp).is_empty();
+        let stages = (0..self.stages.len()).filter(written);
+        let folders = stages.filter_map(|s| self.stage().and(self.folder(s)));
         Sidecars {
             quantization: Quantization::Keep,
             index: Index::None,
@@ -154,7 +158,9 @@ impl Context<'_> {
         dropped: Vec<Dropped>,
         warnings: Vec<String>,
     ) -> Plan {
+        let elsewhere = self.elsewhere(&tasks, &dropped);
         Plan {
+            elsewhere,
             request: self.request.clone(),
             catalog_digest: self.catalog.digest(),
             tasks,
@@ -165,6 +171,16 @@ impl Context<'_> {
             launch: vec![self.launch()],
             ranks,
         }
+    }
+
+    /// Tensors that only ranks need whose files are not written.
+    fn elsewhere(&self, tasks: &[Task], dropped: &[Dropped]) -> Vec<u32> {
+        if self.ask.rank.is_none() {
+            return Vec::new();
+        }
+        let read = tasks.iter().flat_map(|t| &t.steps).map(|s| s.source);
+        let known: HashSet<u32> = read.chain(dropped.iter().map(|d| d.tensor)).collect();
+        (0..self.catalog.tensors.len() as u32).filter(|t| !known.contains(t)).collect()
     }
 
     /// Where a tensor goes.

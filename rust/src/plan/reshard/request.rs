@@ -36,9 +36,24 @@ pub struct Reshard {
     /// Keep the MTP layers.
     #[serde(default)]
     pub keep_mtp: bool,
+    /// Write only the files of these ranks.
+    #[serde(default)]
+    pub rank: Option<RankOnly>,
     /// Restore what there is of an original of which something was left out or encoded.
     #[serde(default)]
     pub partial: bool,
+}
+
+/// Ranks whose files are written; what is not named means all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RankOnly {
+    /// Tensor parallel rank, from 0.
+    #[serde(default)]
+    pub tp: Option<u32>,
+    /// Pipeline stage, from 0.
+    #[serde(default)]
+    pub pp: Option<u32>,
 }
 
 /// A number format to encode to.
@@ -64,6 +79,15 @@ impl Reshard {
         if self.shard_size == 0 {
             return Err(Error::usage("--shard-size of 0 bytes"));
         }
+        let rank = self.rank.unwrap_or(RankOnly { tp: None, pp: None });
+        for (name, rank, size) in [("tp", rank.tp, self.tp), ("pp", rank.pp, self.pp)] {
+            if let Some(rank) = rank.filter(|r| *r >= size) {
+                return Err(Error::usage(format!(
+                    "--rank {name}{rank}: ranks count from 0, so the last is {name}{}",
+                    size - 1
+                )));
+            }
+        }
         Ok(())
     }
 
@@ -71,7 +95,19 @@ impl Reshard {
     pub(in crate::plan) fn words(&self) -> String {
         let Self { target, tp, pp, ep, .. } = self;
         let expert = if *ep > 1 { format!(" × EP {ep}") } else { String::new() };
-        format!("{target}, TP {tp} × PP {pp}{expert}")
+        let rank = self.rank.map(|r| {
+            let part = |name: &str, rank: Option<u32>| rank.map(|n| format!(" {name}{n}"));
+            let parts = [part("tp", r.tp), part("pp", r.pp)];
+            format!(", rank{}", parts.into_iter().flatten().collect::<String>())
+        });
+        format!("{target}, TP {tp} × PP {pp}{expert}{}", rank.unwrap_or_default())
+    }
+
+    /// Whether files of stage `pp` are written, and of which ranks of `all`.
+    pub(super) fn selected(&self, pp: u32, all: std::ops::Range<u32>) -> Vec<u32> {
+        let Some(only) = self.rank else { return all.collect() };
+        let of_stage = only.pp.is_none_or(|p| p == pp);
+        all.filter(|tp| of_stage && only.tp.is_none_or(|t| t == *tp)).collect()
     }
 
     /// The target asked for.

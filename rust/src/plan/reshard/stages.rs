@@ -48,12 +48,16 @@ pub(super) fn tasks(context: &Context) -> Result<(Vec<Task>, Vec<Rank>)> {
     let mut tasks = Vec::with_capacity(catalog.shards.len());
     for shard in &catalog.shards {
         let task = task(context, shard)?;
+        if task.outputs.is_empty() {
+            continue;
+        }
         for (stage, output) in stages_of_task(context, shard).into_iter().zip(&task.outputs) {
             ranks[stage].files += 1;
             ranks[stage].bytes += output.size;
         }
         tasks.push(task);
     }
+    ranks.retain(|r| r.files > 0);
     let of_all_tps =
         ranks.into_iter().flat_map(|rank| (0..ask.tp).map(move |tp| Rank { tp, ..rank.clone() }));
     Ok((tasks, of_all_tps.collect()))
@@ -91,7 +95,8 @@ fn is_tied(context: &Context, model: &Model) -> bool {
 }
 
 fn stages_of_task(context: &Context, shard: &Shard) -> BTreeSet<usize> {
-    tensors_of(context.catalog, shard).flat_map(|(_, t)| stages_of(context, t)).collect()
+    let stages = tensors_of(context.catalog, shard).flat_map(|(_, t)| stages_of(context, t));
+    stages.filter(|s| !context.ask.selected(*s as u32, 0..1).is_empty()).collect()
 }
 
 fn task(context: &Context, shard: &Shard) -> Result<Task> {
@@ -122,7 +127,7 @@ fn task(context: &Context, shard: &Shard) -> Result<Task> {
         let targets = targets.collect();
         Step { source, rows, cols, op: Op::Copy { unit }, targets }
     });
-    let steps = steps.collect();
+    let steps = steps.filter(|s: &Step| !s.targets.is_empty()).collect();
     let name = outputs.first().map_or_else(|| shard.name.clone(), |o| o.path.clone());
     Ok(Task { name, outputs, steps })
 }

@@ -33,11 +33,15 @@ pub(super) fn tasks(context: &Context, gathered: &Gathered) -> Result<(Vec<Task>
     let mut ranks = Vec::new();
     for stage in 0..context.stages.len() as u32 {
         let rank = |tp| Rank { pp: stage, tp, files: 0, bytes: 0 };
-        let mut of_stage: Vec<Rank> = cuts.ranks().map(rank).collect();
+        let selected = context.ask.selected(stage, cuts.ranks());
+        if selected.is_empty() {
+            continue;
+        }
+        let mut of_stage: Vec<Rank> = selected.iter().copied().map(rank).collect();
         let groups = gathered.groups.iter().filter(|(g, _)| stage_of(context, **g) == stage);
-        for units in groups.flat_map(|(_, tensors)| parts(context, &cuts, tensors)) {
-            let part = of_stage[0].files;
-            let task = task(context, &cuts, &units, (stage, part))?;
+        let units = groups.flat_map(|(_, tensors)| parts(context, &cuts, tensors));
+        for (part, units) in units.enumerate() {
+            let task = task(context, &cuts, &units, (stage, part), &selected)?;
             for (rank, output) in of_stage.iter_mut().zip(&task.outputs) {
                 rank.files += 1;
                 rank.bytes += output.size;
@@ -89,12 +93,13 @@ fn task(
     cuts: &Cuts,
     units: &[Unit],
     (stage, part): (u32, usize),
+    selected: &[u32],
 ) -> Result<Task> {
     let mut rows: Vec<Row> = units.iter().flat_map(|unit| rows_of(*unit, cuts)).collect();
     rows.sort_by_cached_key(|row| (row.order(), row.name.to_owned()));
     let several = (context.stages.len() > 1).then_some(stage);
-    let mut outputs = Vec::with_capacity(cuts.ranks().len());
-    for rank in cuts.ranks() {
+    let mut outputs = Vec::with_capacity(selected.len());
+    for &rank in selected {
         let entries: Vec<Entry> =
             rows.iter().map(|r| entry(r.name, r.dtype, &r.shapes[rank as usize])).collect();
         let path = context.target.layout.path(several, rank, part);
@@ -107,17 +112,24 @@ fn task(
         let scale = row.unit.1.encoded.as_ref().and_then(|(name, _)| {
             rows.iter().position(|r| r.scales && r.name == name).map(|at| at as u32)
         });
-        steps.extend(row.unit.1.members.iter().map(|m| step(m, cuts, tensor as u32, scale)));
+        let members = row.unit.1.members.iter();
+        steps.extend(members.map(|m| step(m, cuts, (tensor as u32, scale), selected)));
     }
+    steps.retain(|s| !s.targets.is_empty());
     Ok(Task { name: outputs[0].path.clone(), outputs, steps })
 }
 
-fn step(member: &Member, cuts: &Cuts, tensor: u32, scale: Option<u32>) -> Step {
+fn step(
+    member: &Member,
+    cuts: &Cuts,
+    (tensor, scale): (u32, Option<u32>),
+    selected: &[u32],
+) -> Step {
     let (rows, cols) = cuts.matrix(member);
-    let targets = cuts.ranks().flat_map(|rank| {
+    let targets = selected.iter().zip(0..).flat_map(|(&rank, output)| {
         let target = move |Rect { rows: r, cols: c }: Rect| {
             let inside = |range: Range<u64>, end: u64| range.start.min(end)..range.end.min(end);
-            Target { output: rank, tensor, rows: inside(r, rows), cols: inside(c, cols), scale }
+            Target { output, tensor, rows: inside(r, rows), cols: inside(c, cols), scale }
         };
         let held = cuts.of(member, rank).into_iter().map(target);
         held.filter(|t| t.rows.start < t.rows.end)

@@ -60,6 +60,7 @@ def run(
     io: str,
     kernel: str | None,
     paranoid: bool,
+    verify_source: bool,
     worker: tuple[int, int],
     resume: bool,
     force: bool,

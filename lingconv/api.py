@@ -205,12 +205,16 @@ def run(
     io: Literal["auto", "direct", "buffered"] = "auto",
     kernel: str | None = None,
     paranoid: bool = False,
+    verify_source: bool = False,
     worker: tuple[int, int] = (1, 1),
     resume: bool = True,
     force: bool = False,
     on_progress: OnProgress | None = None,
 ) -> RunResult:
     """Run a plan, or the share of worker I of N, and go on where an earlier run was stopped.
+
+    With `verify_source`, the digests of all source files are made in the same pass and compared
+    with those that the download left; nothing is published if one differs.
 
     `on_progress` is called about every 50 ms on the calling thread. What it or a signal handler
     raises stops the run, which keeps what can be resumed.
@@ -225,6 +229,7 @@ def run(
             io=io,
             kernel=kernel,
             paranoid=paranoid,
+            verify_source=verify_source,
             worker=worker,
             resume=resume,
             force=force,

@@ -190,11 +190,13 @@ class TensorReport:
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended. `plan` is the digest of what was executed."""
+    """How a run ended. `plan` is the digest of what was executed; `reread` bytes of `read` were
+    read once more for the digests of source files."""
 
     outcome: str
     plan: str
     read: int
+    reread: int
     written: int
     resumed: int
     kept_nonfinite: list[str]

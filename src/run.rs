@@ -9,6 +9,7 @@ use lingconv_core::exec::{Options, POINT_EVERY, Progress, Worker};
 use lingconv_core::io::Mode;
 use lingconv_core::numeric::Level;
 use lingconv_core::run as core;
+use lingconv_core::trust::known_sources;
 use pyo3::prelude::*;
 use serde_json::json;
 
@@ -31,7 +32,7 @@ fn level(name: Option<&str>) -> Result<Level> {
 
 /// Runs a plan, or a worker's share of it; JSON of the outcome.
 #[pyfunction]
-#[pyo3(signature = (catalog, plan, *, output, jobs, memory, io, kernel, paranoid, worker, resume, force, tick))]
+#[pyo3(signature = (catalog, plan, *, output, jobs, memory, io, kernel, paranoid, verify_source, worker, resume, force, tick))]
 #[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]
 pub fn run(
     py: Python<'_>,
@@ -43,6 +44,7 @@ pub fn run(
     io: &str,
     kernel: Option<&str>,
     paranoid: bool,
+    verify_source: bool,
     worker: (u32, u32),
     resume: bool,
     force: bool,
@@ -60,19 +62,26 @@ pub fn run(
             resume,
             force,
             point_every: POINT_EVERY,
+            known: None,
         })
     };
-    let options = options().map_err(|e| errors::to_py(py, &e))?;
+    let mut options = options().map_err(|e| errors::to_py(py, &e))?;
     let progress = Progress::default();
     let finished = blocking::run(
         py,
         &progress.cancel,
-        || core::run(&catalog.inner, &plan.inner, &options, &progress),
+        || {
+            if verify_source {
+                options.known = Some(known_sources(&catalog.inner, &plan.inner, &progress)?);
+            }
+            core::run(&catalog.inner, &plan.inner, &options, &progress)
+        },
         |cancelling| report(py, &progress, cancelling, &tick),
     )?;
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let mut answer = json!(finished);
     answer["read"] = count(&progress.read).into();
+    answer["reread"] = count(&progress.reread).into();
     answer["written"] = count(&progress.written).into();
     answer["resumed"] = count(&progress.resumed).into();
     errors::json(&answer).map_err(|e| errors::to_py(py, &e))
@@ -109,6 +118,7 @@ fn folder_options(output: PathBuf) -> Options {
         resume: true,
         force: false,
         point_every: POINT_EVERY,
+        known: None,
     }
 }
 

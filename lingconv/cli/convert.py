@@ -151,6 +151,9 @@ def run(session: Session, job: Job) -> None:
         if result.reports:
             show.show_reports(console, result.reports)
     show.warn_of_results(console, result)
+    if job.options.verify_source and result.outcome == "already_complete":
+        verify = command_text("verify", job.source)
+        console.warn(f"nothing was read, so the source was not verified; do it with `{verify}`")
     if result.outcome != "share_complete" and summary.launch:
         console.hint(f"start it: `{summary.launch[0].replace('{out}', str(job.output))}`")
     elif result.outcome != "share_complete":
@@ -171,6 +174,7 @@ def _execute(session: Session, job: Job) -> RunResult:
                 io=options.io,
                 kernel=settings.kernel.value,
                 paranoid=options.paranoid,
+                verify_source=options.verify_source,
                 worker=job.worker,
                 resume=not options.no_resume,
                 force=options.force,
@@ -208,6 +212,8 @@ def _outcome_text(job: Job, summary: PlanSummary, result: RunResult, seconds: fl
         figures += f" · {size_text(written / seconds)}/s"
     if result.resumed:
         figures += f" · {size_text(result.resumed)} kept from an earlier run"
+    if job.options.verify_source:
+        figures += f" · source verified, {size_text(result.reread)} read again for that"
     if result.outcome == "share_complete":
         index, count = job.worker
         return f"{job.output}: share {index}/{count} complete, other shares are not · {figures}"

@@ -135,6 +135,7 @@ class RunOptions:
     no_resume: bool
     io: Literal["auto", "direct", "buffered"]
     paranoid: bool
+    verify_source: bool
 
     @classmethod
     def take(cls, options: dict[str, Any]) -> RunOptions:
@@ -163,6 +164,11 @@ _RUN = [
         help="How bulk data moves.",
     ),
     click.option("--paranoid", is_flag=True, help="Read every file back and compare."),
+    click.option(
+        "--verify-source",
+        is_flag=True,
+        help="Compare the digests of the source files, made in the same pass.",
+    ),
 ]
 _PLAN = [
     click.option(

@@ -11,7 +11,8 @@
 //! 3. [`exec`] runs a plan. It streams each task through a ring of slots, hashes every output from
 //!    front to back, journals how far it is, and publishes the manifest last. The arithmetic is in
 //!    [`numeric`]; [`dialect`] says which arithmetic a published format uses.
-//! 4. [`mod@run`] ties planner and executor together for the commands.
+//! 4. [`mod@run`] ties planner and executor together for the commands; [`trust`] finds what is known
+//!    of a source, for runs that verify it in the same pass.
 //!
 //! [`verify`] compares a folder with what is known of it, and shares the catalog's header reader,
 //! the hashes and the I/O. [`io`] is the only module that touches the file system. [`inspect`] describes a catalog,
@@ -35,4 +36,5 @@ pub mod run;
 pub mod synth;
 pub mod target;
 pub mod transform;
+pub mod trust;
 pub mod verify;

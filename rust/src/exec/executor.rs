@@ -7,11 +7,12 @@ use std::thread::ScopedJoinHandle;
 
 use serde::Serialize;
 
+use super::attest::{self, Attest, Known};
 use super::budget::{Budget, budget};
 use super::fold::{Fold, TensorReport};
 use super::journal::{self, Begin, DoneRecord, Journal, PointRecord, State};
 use super::output::{Found, check_space, inspect, reset};
-use super::pipeline::Pipeline;
+use super::pipeline::{Finished, Pipeline};
 use super::progress::Progress;
 use super::publish;
 use super::share::Worker;
@@ -46,6 +47,8 @@ pub struct Options {
     pub force: bool,
     /// Bytes of output between two points of the journal.
     pub point_every: u64,
+    /// What source files must be: their digests are made in the same pass.
+    pub known: Option<Known>,
 }
 
 /// Bytes of output between two points, unless a test asks for less.
@@ -71,6 +74,8 @@ pub struct Run<'a> {
     pub plan: &'a Plan,
     /// Digest of each task.
     pub digests: Vec<String>,
+    /// For each task the source files whose digests it makes, if any are made.
+    answers: Vec<Vec<u32>>,
     /// Digest of the plan as requested, under which journals are kept.
     pub key: &'a str,
     /// How to run.
@@ -89,7 +94,11 @@ impl<'a> Run<'a> {
         progress: &'a Progress,
     ) -> Self {
         let digests = plan.tasks.iter().map(Task::digest).collect();
-        Self { catalog, plan, digests, key, options, progress }
+        let answers = match options.known {
+            Some(_) => attest::answers(catalog, &plan.tasks),
+            None => Vec::new(),
+        };
+        Self { catalog, plan, digests, answers, key, options, progress }
     }
 
     fn output(&self) -> &Path {
@@ -191,6 +200,20 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Digests of the source files that a task answers for.
+    fn attest<'s>(
+        &'s self,
+        index: usize,
+        sources: &'s Sources<'s>,
+        state: &State,
+    ) -> Result<Option<Attest<'s>>> {
+        let Some(known) = &self.options.known else { return Ok(None) };
+        let point = state.points.get(&self.digests[index]);
+        let saved = point.map_or(&[][..], |(point, _)| &point.fold.sources);
+        let reread = &self.progress.reread;
+        Attest::new(sources, known, &self.answers[index], saved, reread).map(Some)
+    }
+
     fn run_task(
         &self,
         index: usize,
@@ -236,7 +259,9 @@ impl<'a> Run<'a> {
             progress: self.progress,
             record: &record,
         };
-        let (outputs, reports, writers) = pipeline.run(fold, headers, writers)?;
+        let attest = self.attest(index, &sources, state)?;
+        let Finished { outputs, reports, writers, verified } =
+            pipeline.run(fold, headers, writers, attest)?;
         sources.check_unchanged()?;
         let mut mtimes_ns = Vec::with_capacity(outputs.len());
         for (mut writer, output) in writers.into_iter().zip(&outputs) {
@@ -253,6 +278,7 @@ impl<'a> Run<'a> {
             sources: sources.stamps(),
             outputs,
             mtimes_ns,
+            verified,
             reports,
         })?;
         self.progress.end(&task.name);

@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::attest::SavedSource;
 use super::hash::{Xxh3, hex, load_sha256, save_sha256};
 use super::slot::{Piece, Place, Slot};
 use super::window::{Position, Window};
@@ -38,6 +39,9 @@ pub struct SavedFold {
     /// Error figures so far.
     #[serde(default)]
     pub reports: Vec<TensorReport>,
+    /// Running digests of source files, if they are verified.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<SavedSource>,
 }
 
 /// State of one output.
@@ -156,6 +160,7 @@ impl<'a> Fold<'a> {
             position: self.position,
             outputs: self.outputs.iter().map(OutputFold::save).collect(),
             reports: self.reports.clone(),
+            sources: Vec::new(),
         }
     }
 

@@ -14,6 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::attest::Verified;
 use super::fold::{DoneOutput, SavedFold, TensorReport};
 use super::share::Worker;
 use super::sources::SourceStamp;
@@ -69,6 +70,9 @@ pub struct DoneRecord {
     /// file again left its record in another journal, and only one of the two still holds.
     #[serde(default)]
     pub mtimes_ns: Vec<i64>,
+    /// Source files whose digests were found to be those known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub verified: Vec<Verified>,
     /// Error figures, if they were asked for.
     #[serde(default)]
     pub reports: Vec<TensorReport>,

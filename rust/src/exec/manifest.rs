@@ -10,6 +10,7 @@ use flate2::write::ZlibEncoder;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use super::attest::Verified;
 use super::executor::Run;
 use super::figures::Figures;
 use super::fold::DoneOutput;
@@ -42,6 +43,9 @@ pub(super) struct Manifest<'a> {
 #[derive(Debug, Serialize)]
 struct Source<'a> {
     digest: &'a str,
+    /// Who says what the shards should be, if they were verified.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verified_by: Option<String>,
     /// config.json as it was.
     config: Option<&'a str>,
     /// The index as it was: zlib, base64.
@@ -54,6 +58,9 @@ struct Source<'a> {
 struct SourceShard<'a> {
     name: &'a str,
     size: u64,
+    /// Of the whole file, if it was verified.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sha256: Option<&'a str>,
     header_sha256: String,
     /// Prefix and header, zlib, base64.
     header: String,
@@ -93,7 +100,7 @@ struct Dropped<'a> {
 
 impl<'a> Manifest<'a> {
     /// Puts together what the plan says and what the journals recorded.
-    pub(super) fn new(run: &'a Run<'a>, state: &State) -> Result<Self> {
+    pub(super) fn new(run: &'a Run<'a>, state: &State, verified: &'a [Verified]) -> Result<Self> {
         let mut files = Vec::new();
         for (task, digest) in run.plan.tasks.iter().zip(&run.digests) {
             let (done, _) = state
@@ -117,7 +124,7 @@ impl<'a> Manifest<'a> {
             requested: run.key,
             tensors: run.plan.tensor_digest(),
             request: &run.plan.request,
-            source: source(run)?,
+            source: source(run, verified)?,
             files,
             sidecars: &run.plan.sidecars,
             dropped: dropped.collect(),
@@ -190,19 +197,21 @@ fn file<'a>(
     })
 }
 
-fn source<'a>(run: &Run<'a>) -> Result<Source<'a>> {
+fn source<'a>(run: &Run<'a>, verified: &'a [Verified]) -> Result<Source<'a>> {
     let shard = |shard: &'a crate::catalog::Shard| {
         Ok(SourceShard {
             name: &shard.name,
             size: shard.stamp.size,
             header_sha256: hex(&Sha256::digest(&shard.raw_header)),
+            sha256: verified.iter().find(|v| v.name == shard.name).map(|v| v.sha256.as_str()),
             header: compressed(&shard.raw_header)?,
         })
     };
     let shards = run.catalog.shards.iter().map(shard).collect::<Result<_>>()?;
     let index = run.catalog.raw_index.as_deref().map(compressed).transpose()?;
     let config = run.catalog.config_text.as_deref();
-    Ok(Source { digest: &run.plan.catalog_digest, config, index, shards })
+    let verified_by = run.options.known.as_ref().map(|known| known.origin.clone());
+    Ok(Source { digest: &run.plan.catalog_digest, verified_by, config, index, shards })
 }
 
 fn compressed(bytes: &[u8]) -> Result<String> {

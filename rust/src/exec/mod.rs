@@ -6,8 +6,10 @@
 //! - [`budget`]: buffers from `--memory`; [`share`]: which tasks a worker runs
 //! - [`journal`]: what has been done; [`output`]: the folder and what is found in it
 //! - [`publish`], `manifest`: the small files, the manifest last; [`figures`]: errors of encoding
+//! - [`attest`]: digests of source files in the same pass
 //! - [`hash`]: digests whose state can be journaled; [`progress`]: counters and the stop flag
 
+pub mod attest;
 pub mod budget;
 pub mod executor;
 pub mod figures;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   free slots ──► encoders (read, transform) ──► hasher (in order) ──► writer ──► free slots
+//!                                                             └► attest ─┘  with --verify-source
 //! ```
 //!
 //! Windows are taken in order together with a free slot, finished in any order, hashed in order
@@ -13,6 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
+use super::attest::{Attest, Verified};
 use super::budget::{Budget, ENCODERS, SLOTS};
 use super::fold::{DoneOutput, Fold, SavedFold, TensorReport};
 use super::progress::Progress;
@@ -60,6 +62,16 @@ impl Failure {
     }
 }
 
+/// A task that has been run to its end.
+pub(super) struct Finished {
+    pub outputs: Vec<DoneOutput>,
+    pub reports: Vec<TensorReport>,
+    /// Complete, not yet renamed.
+    pub writers: Vec<PartWriter>,
+    /// Source files whose digests are those known.
+    pub verified: Vec<Verified>,
+}
+
 /// A task ready to run.
 pub(super) struct Pipeline<'a> {
     pub work: Work<'a>,
@@ -72,14 +84,15 @@ pub(super) struct Pipeline<'a> {
 }
 
 impl Pipeline<'_> {
-    /// Runs the task to its end: `headers` are the first pieces of outputs that start now. The
-    /// writers come back complete but not yet renamed.
+    /// Runs the task to its end: `headers` are the first pieces of outputs that start now. With
+    /// `attest`, the bytes read pass through it on their way to the writer.
     pub(super) fn run(
         &self,
         fold: Fold,
         headers: Vec<Piece>,
         mut writers: Vec<PartWriter>,
-    ) -> Result<(Vec<DoneOutput>, Vec<TensorReport>, Vec<PartWriter>)> {
+        attest: Option<Attest>,
+    ) -> Result<Finished> {
         let start = fold.position();
         let windows = Windows::new(self.work.task, self.work.sources, self.budget.window, start)?;
         self.write_pieces(&mut writers, &Slot::holding(headers))?;
@@ -92,7 +105,7 @@ impl Pipeline<'_> {
         }
         let dispatch = Mutex::new((windows, free_out));
         let panicked = || Error::internal("a worker thread panicked");
-        let (fold, writers) = std::thread::scope(|scope| {
+        let (fold, writers, verified) = std::thread::scope(|scope| {
             let mut encoders = Vec::new();
             for _ in 0..ENCODERS {
                 let filled_in = filled_in.clone();
@@ -101,19 +114,30 @@ impl Pipeline<'_> {
             }
             drop(filled_in);
             let hasher = scope.spawn(|| self.hash(fold, filled_out, orders_in, &failure));
+            let (orders_out, attesting) = match attest {
+                None => (orders_out, None),
+                Some(attest) => {
+                    let (on_in, on_out) = sync_channel::<Order>(SLOTS);
+                    let failure = &failure;
+                    let work = move || self.attest(attest, orders_out, on_in, failure);
+                    (on_out, Some(scope.spawn(work)))
+                }
+            };
             let writer = scope.spawn(|| self.write(writers, orders_out, free_in, &failure));
             let encoded = encoders.into_iter().map(|e| e.join().map_err(|_| panicked()));
             let encoded: Result<Vec<()>> = encoded.collect();
             let fold = hasher.join().map_err(|_| panicked());
             let writers = writer.join().map_err(|_| panicked());
-            encoded.and(fold.and_then(|fold| Ok((fold, writers?))))
+            let verified = attesting.map(|a| a.join().map_err(|_| panicked())).transpose();
+            encoded?;
+            Ok((fold?, writers?, verified?.unwrap_or_default()))
         })?;
         failure.into_result()?;
         if self.progress.stopped() {
             return Err(Error::cancelled());
         }
         let (outputs, reports) = fold.finish()?;
-        Ok((outputs, reports, writers))
+        Ok(Finished { outputs, reports, writers, verified })
     }
 
     fn encode(
@@ -184,6 +208,39 @@ impl Pipeline<'_> {
             let _ = orders.send(Order::Point(Box::new(fold.save())));
         }
         fold
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "the writer ends when this end is dropped")]
+    fn attest(
+        &self,
+        mut attest: Attest,
+        orders: Receiver<Order>,
+        on: SyncSender<Order>,
+        failure: &Failure,
+    ) -> Vec<Verified> {
+        for mut order in orders {
+            let fed = match &mut order {
+                Order::Slot(slot) => slot.source().map_or(Ok(()), |(n, o, b)| attest.feed(n, o, b)),
+                Order::Point(saved) => {
+                    saved.sources = attest.save();
+                    Ok(())
+                }
+            };
+            if let Err(error) = fed {
+                failure.set(0, error);
+                return Vec::new();
+            }
+            if on.send(order).is_err() {
+                return Vec::new();
+            }
+        }
+        if self.progress.stopped() || failure.is_set() {
+            return Vec::new();
+        }
+        attest.finish().unwrap_or_else(|error| {
+            failure.set(0, error);
+            Vec::new()
+        })
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "the encoders end when this end is dropped")]

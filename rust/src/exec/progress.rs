@@ -19,6 +19,8 @@ pub struct Progress {
     pub resumed: AtomicU64,
     /// Bytes read from source files by this run.
     pub read: AtomicU64,
+    /// Bytes of these that were read once more for the digests of source files.
+    pub reread: AtomicU64,
     /// Files being written or synced now.
     busy: Mutex<Vec<String>>,
     /// What the user should know, as it happens.

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
+use super::attest;
 use super::executor::{Outcome, Run};
 use super::fold::DoneOutput;
 use super::hash::hex;
@@ -63,7 +64,8 @@ pub fn finish(run: &Run, state: &State) -> Result<Outcome> {
             .details(missing)
             .hint("run the workers that are missing, then --finish again"));
     }
-    let manifest = Manifest::new(run, state)?;
+    let verified = attest::verified(run, state)?;
+    let manifest = Manifest::new(run, state, &verified)?;
     let mut sums = SELF_ATTESTED.to_owned();
     let files = state_files(run, state);
     let sidecars = run.plan.sidecars.iter().map(|s| (s.path.as_str(), s.sha256.as_str()));

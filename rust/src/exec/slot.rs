@@ -43,6 +43,8 @@ pub(super) struct Deferred {
 #[derive(Default)]
 pub(super) struct Slot {
     input: AlignedBuf,
+    /// File and offset that the input was read from, and where it lies.
+    origin: Option<(u32, u64, Range<usize>)>,
     /// Where the pieces of a tensor pass through.
     gather: AlignedBuf,
     output: AlignedBuf,
@@ -79,6 +81,12 @@ impl Slot {
         }
     }
 
+    /// The bytes that were read, with their file and offset.
+    pub(super) fn source(&self) -> Option<(u32, u64, &[u8])> {
+        let (file, offset, range) = self.origin.clone()?;
+        Some((file, offset, &self.input.bytes()[range]))
+    }
+
     /// Reads and transforms `window`.
     pub(super) fn process(&mut self, work: &Work, window: &Window) -> Result<()> {
         self.pieces.clear();
@@ -91,6 +99,8 @@ impl Slot {
         let start = window.rows.start * row_bytes;
         let (input, gather) = (&mut self.input, &mut self.gather);
         let read = work.sources.read(step.source, start, length as usize, input, gather)?;
+        let info = work.catalog.tensor(step.source);
+        self.origin = Some((info.shard, info.offset + start, read.clone()));
         self.output.reserve(result_bytes(step, &window.rows));
         for target in &step.targets {
             let rows =

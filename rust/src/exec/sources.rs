@@ -76,7 +76,7 @@ impl<'a> Sources<'a> {
         read.map_err(|e| e.tensor(&*info.name))
     }
 
-    fn read_file(
+    pub(super) fn read_file(
         &self,
         number: u32,
         offset: u64,
@@ -137,6 +137,18 @@ impl<'a> Sources<'a> {
         Ok(Some(Arc::new(scales)))
     }
 
+    /// Name and size of a file of this task.
+    pub(super) fn name_and_size(&self, number: u32) -> Result<(String, u64)> {
+        let file = self.files.get(&number);
+        let file = file.ok_or_else(|| Error::internal("a task verifies a file it did not open"))?;
+        Ok((self.catalog.file(number).0.to_owned(), file.stamp().size))
+    }
+
+    /// Path of a source file, for messages.
+    pub(super) fn path_of(&self, name: &str) -> std::path::PathBuf {
+        self.catalog.root.path().join(name)
+    }
+
     /// Fails if a file changed since it was opened.
     pub(super) fn check_unchanged(&self) -> Result<()> {
         self.files.values().try_for_each(SourceFile::check_unchanged)
@@ -176,7 +188,7 @@ fn copies_differ() -> Error {
 }
 
 /// Files that a task reads, ascending.
-fn files_of(catalog: &Catalog, task: &Task) -> Vec<u32> {
+pub(super) fn files_of(catalog: &Catalog, task: &Task) -> Vec<u32> {
     let of_step = |step: &Step| {
         let scale = match step.op {
             Op::Decode { scale, .. } => Some(scale),

@@ -82,6 +82,7 @@ pub fn options(output: PathBuf) -> Options {
         resume: true,
         force: false,
         point_every: u64::MAX,
+        known: None,
     }
 }
 

@@ -329,18 +329,18 @@ impl Rules {
         let holds = |rule: &&TensorRule| {
             rule.roles.contains(&role) && rule.when.iter().all(|(k, v)| config.get(k) == Some(v))
         };
-        let Some(rule) = self.tensor.iter().find(holds) else {
+        let Some(found) = self.tensor.iter().find(holds) else {
             return Place { name: name.to_owned(), position: 0, stack: false, dtype: None };
         };
-        let position = rule.roles.iter().position(|r| *r == role).unwrap_or(0) as u32;
-        let name = match &rule.name {
+        let position = found.roles.iter().position(|r| *r == role).unwrap_or(0) as u32;
+        let name = match &found.name {
             None => name.to_owned(),
             Some(pattern) => {
                 let suffix = name.rsplit_once('.').map_or(WEIGHT, |(_, suffix)| suffix);
                 in_layer(pattern, layer).replace("{suffix}", suffix)
             }
         };
-        Place { name, position, stack: rule.stack, dtype: rule.dtype }
+        Place { name, position, stack: found.stack, dtype: found.dtype }
     }
 }
 

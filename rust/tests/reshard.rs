@@ -150,6 +150,7 @@ impl Model {
     }
 
     /// What rank `rank` of `tp` holds of all layers, by vLLM's own rules on whole tensors.
+    #[expect(clippy::too_many_lines, reason = "the engine's rules, to be read at one go")]
     fn rank(&self, whole: &Whole, layout: &Layout, rank: u64) -> BTreeMap<String, Vec<u8>> {
         let tp = layout.tp;
         let bytes = |name: &str| whole[name].2.as_slice();
@@ -261,7 +262,10 @@ fn reshard(source: &Path, layout: &Layout, target: &str, out: &Path) -> u64 {
 fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let names = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name());
     let names = names.map(|n| n.into_string().unwrap());
-    let data = names.filter(|n| n.ends_with(".safetensors") || n.ends_with(".json"));
+    let data = names.filter(|n| {
+        let ending = Path::new(n).extension().and_then(|e| e.to_str());
+        matches!(ending, Some("safetensors" | "json"))
+    });
     data.filter(|n| !n.starts_with("lingconv"))
         .map(|n| (n.clone(), std::fs::read(folder.join(n)).unwrap()))
         .collect()

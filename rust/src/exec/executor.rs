@@ -22,7 +22,7 @@ use crate::catalog::Catalog;
 use crate::error::{Error, Kind, Result};
 use crate::io::{Mode, PartWriter, small};
 use crate::numeric::Level;
-use crate::plan::{Plan, Task};
+use crate::plan::{OutputFile, Plan, Task};
 
 /// How to run a plan; none of it changes an output byte.
 #[derive(Debug, Clone)]
@@ -200,6 +200,23 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Writers for a task's outputs, from where the fold stands.
+    fn writers(
+        &self,
+        task: &Task,
+        fold: &Fold,
+        fresh: bool,
+        budget: &Budget,
+    ) -> Result<Vec<PartWriter>> {
+        let open = |(output, length): (&OutputFile, u64)| {
+            let position = if fresh { 0 } else { length };
+            let path = self.output().join(&output.path);
+            let buffer = budget.output_buffer as usize;
+            PartWriter::open(&path, output.size, self.options.io, buffer, position)
+        };
+        task.outputs.iter().zip(fold.lengths()).map(open).collect()
+    }
+
     /// Digests of the source files that a task answers for.
     fn attest<'s>(
         &'s self,
@@ -230,18 +247,7 @@ impl<'a> Run<'a> {
             None => Fold::new(task)?,
         };
         let fresh = !headers.is_empty();
-        let writers = task.outputs.iter().zip(fold.lengths()).map(|(output, length)| {
-            let path = self.output().join(&output.path);
-            let position = if fresh { 0 } else { length };
-            PartWriter::open(
-                &path,
-                output.size,
-                self.options.io,
-                budget.output_buffer as usize,
-                position,
-            )
-        });
-        let writers: Vec<PartWriter> = writers.collect::<Result<_>>()?;
+        let writers = self.writers(task, &fold, fresh, budget)?;
         let record = |fold| {
             journal.point(PointRecord { task: digest.clone(), sources: sources.stamps(), fold })
         };

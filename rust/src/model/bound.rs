@@ -206,7 +206,6 @@ impl Model {
         let ordinary = self.kinds[..self.layers() as usize].iter().enumerate();
         let held: Vec<usize> = ordinary.filter(|(_, k)| k.holds(place)).map(|(l, _)| l).collect();
         match held[..] {
-            [] => "*".to_owned(),
             [only] => only.to_string(),
             [first, .., last] if last - first + 1 == held.len() => format!("{{{first}..{last}}}"),
             _ => "*".to_owned(),

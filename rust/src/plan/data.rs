@@ -79,11 +79,21 @@ pub struct OutputFile {
     /// Bytes of the whole file.
     pub size: u64,
     /// Prefix and header byte for byte, where another spelling than ours has to be restored.
-    #[serde(serialize_with = "digest_of", skip_serializing_if = "Option::is_none")]
-    pub raw_header: Option<Vec<u8>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub raw_header: Option<RawHeader>,
     /// What no source holds, by ascending tensor.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fills: Vec<Fill>,
+}
+
+/// Prefix and header of a file; plans are told apart by its digest.
+#[derive(Debug, Clone)]
+pub struct RawHeader(Vec<u8>);
+
+impl Serialize for RawHeader {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_str(&hex(&Sha256::digest(&self.0)))
+    }
 }
 
 /// The end of a tensor, or all of it, that no source holds: a constant, or rows of padding.
@@ -181,13 +191,14 @@ impl OutputFile {
     pub fn restored(path: String, tensors: Vec<Entry>, raw_header: Vec<u8>) -> Self {
         let data_start = raw_header.len() as u64;
         let size = data_start + tensors.iter().map(Entry::bytes).sum::<u64>();
-        Self { path, tensors, data_start, size, raw_header: Some(raw_header), fills: Vec::new() }
+        let raw_header = Some(RawHeader(raw_header));
+        Self { path, tensors, data_start, size, raw_header, fills: Vec::new() }
     }
 
     /// Prefix and header.
     pub fn header(&self) -> Result<Vec<u8>> {
         match &self.raw_header {
-            Some(raw) => Ok(raw.clone()),
+            Some(raw) => Ok(raw.0.clone()),
             None => header::encode(&self.tensors),
         }
     }
@@ -286,13 +297,6 @@ fn feed(hash: &mut Sha256, value: &impl Serialize) {
     let writer = std::io::BufWriter::with_capacity(1 << 16, HashWriter(hash));
     // Plans hold only strings and numbers, and the writer cannot fail.
     let _ = serde_json::to_writer(writer, value);
-}
-
-fn digest_of<S: Serializer>(
-    raw: &Option<Vec<u8>>,
-    serializer: S,
-) -> std::result::Result<S::Ok, S::Error> {
-    serializer.collect_str(&hex(&Sha256::digest(raw.as_deref().unwrap_or_default())))
 }
 
 fn entries<S: Serializer>(

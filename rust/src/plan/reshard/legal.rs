@@ -254,10 +254,10 @@ fn problem(split: &Split, rule: &TensorRule, shape: &[u64], fp8: bool) -> Option
         _ => (rows, "rows"),
     };
     let multiple = split.layout.expert_multiple;
-    let share = side / divisor;
-    if rule.role.is_routed_expert() && !share.is_multiple_of(multiple) {
+    let each = side / divisor;
+    if rule.role.is_routed_expert() && !each.is_multiple_of(multiple) {
         return Some(format!(
-            "{side} {what} / {divisor} = {share}, which the engine pads to a multiple of {multiple}"
+            "{side} {what} / {divisor} = {each}, which the engine pads to a multiple of {multiple}"
         ));
     }
     let fused = rule.tp == Axis::Qkv || split.rules.is_some_and(|r| r.fuses(rule.role));
@@ -268,7 +268,7 @@ fn problem(split: &Split, rule: &TensorRule, shape: &[u64], fp8: bool) -> Option
                 || off(rect.cols.end, cols)
                 || (fused && !rect.rows.end.is_multiple_of(BLOCK))
         });
-    off_grid.then(|| format!("{side} {what} / {divisor} = {share}, FP8 blocks have {BLOCK}"))
+    off_grid.then(|| format!("{side} {what} / {divisor} = {each}, FP8 blocks have {BLOCK}"))
 }
 
 /// A command for as many ranks that would work.

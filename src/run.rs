@@ -33,7 +33,11 @@ fn level(name: Option<&str>) -> Result<Level> {
 /// Runs a plan, or a worker's share of it; JSON of the outcome.
 #[pyfunction]
 #[pyo3(signature = (catalog, plan, *, output, jobs, memory, io, kernel, paranoid, verify_source, worker, resume, force, tick))]
-#[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]
+#[expect(
+    clippy::too_many_arguments,
+    clippy::fn_params_excessive_bools,
+    reason = "keyword arguments of a Python function"
+)]
 pub fn run(
     py: Python<'_>,
     catalog: &Catalog,

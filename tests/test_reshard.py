@@ -10,7 +10,7 @@ import pytest
 from lingconv.reference import open_checkpoint
 from lingconv.reference.storage import read_headers
 from ordeal import Words, check_sums
-from support import MANIFEST, answer, contents, refuse, succeed
+from support import MANIFEST, answer, contents, lingconv, refuse, succeed
 
 QKV = "model.layers.1.attention.query_key_value.weight"
 W13 = "model.layers.1.mlp.experts.routed_experts.w13_weight"
@@ -185,3 +185,22 @@ def test_replicated_heads_are_compared_on_the_way_back(tiny: Path, tmp_path: Pat
     error = refuse(4, "reshard", cut, "-o", tmp_path / "back", "--target", "hf")
     assert error["tensor"] == QKV
     assert "model-rank-1" in error["path"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=" ".join)
+def test_a_cut_folder_verifies(tiny: Path, tmp_path: Path, layout: Words) -> None:
+    cut = reshard(tiny, tmp_path / "cut", *layout)
+    found = answer("verify", cut, "--level", "content")
+    assert (found["verdict"], found["findings"], found["uncovered"]) == ("ok", [], [])
+    path = sorted(cut.rglob("*.safetensors"))[-1]
+    with path.open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)[0]
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))
+    done = lingconv("verify", cut, "--json", "--fresh")
+    failures = [f for f in json.loads(done.stdout)["findings"] if f["failure"]]
+    assert done.returncode == 3
+    assert {f["file"] for f in failures} == {str(path.relative_to(cut))}
+    path.unlink()
+    assert lingconv("verify", cut).returncode == 3

@@ -10,6 +10,7 @@
 //! [`Report::verdict`].
 
 pub mod content;
+mod cut;
 pub mod digests;
 pub mod engine;
 pub mod findings;

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use serde_json::Value;
 
+use super::cut;
 use super::findings::{Category, Finding};
 use crate::catalog::{CONFIG, INDEX, MAX_CONFIG, MAX_INDEX, ReadHeader, read_header, read_json};
 use crate::companion;
@@ -52,6 +53,14 @@ pub fn examine(
     selected: &dyn Fn(&str) -> bool,
 ) -> Result<Structure> {
     let mut structure = Structure::default();
+    if let Some(files) = cut::files(root) {
+        structure.required.insert(CONFIG.into());
+        for name in files.iter().filter(|name| selected(name)) {
+            structure.required.insert(name.clone());
+            structure.read_shard(root, name);
+        }
+        return Ok(structure);
+    }
     let index = structure.read_index(root);
     let shards = shard_names(files, index.as_ref());
     if shards.is_empty() {

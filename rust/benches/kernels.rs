@@ -1,6 +1,6 @@
 //! GB/s of every kernel at every level, on one core, from memory: `cargo bench --bench kernels`.
 //!
-//! Encode and measure count bytes of input, decode and cast bytes of BF16. The matrix is larger than the last-level
+//! Encode, measure, digests and scans count bytes of input, decode and cast bytes of BF16. The matrix is larger than the last-level
 //! cache of most machines; `LINGCONV_BENCH_MB` sets its size in MB of BF16 (default 512).
 
 use std::sync::LazyLock;
@@ -8,10 +8,13 @@ use std::sync::LazyLock;
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use lingconv_core::dialect::{Dialect, ScaleKind};
+use lingconv_core::dtype::Dtype;
+use lingconv_core::exec::hash::Xxh3;
 use lingconv_core::numeric::{
-    Arith, Encoding, Float, Level, Scratch, Tile, cast_to_bf16, decode, encode, f32_to_bf16,
-    measure, prove,
+    Arith, Encoding, Float, Level, SCAN_PAGE, Scratch, Tile, cast_to_bf16, decode, encode,
+    f32_to_bf16, measure, prove, scan,
 };
+use sha2::{Digest, Sha256};
 
 const COLS: usize = 8192;
 const LEVELS: [&str; 4] = ["scalar", "baseline", "avx2", "avx512"];
@@ -171,5 +174,38 @@ fn cast_f32(bencher: Bencher, level: &str) {
     sweep(bencher, level, input.len(), input.len() / COLS / 4, |level, first| {
         let start = first * COLS * 4;
         cast_to_bf16(level, black_box(&input[start..][..call]), Float::F32, &mut out);
+    });
+}
+
+/// One stream, in the pieces that a verification reads.
+#[divan::bench(args = ["sha256", "xxh3"], sample_count = 5)]
+fn digest(bencher: Bencher, algorithm: &str) {
+    let pieces = || MATRIX.bf16.chunks(1 << 20);
+    let bencher = bencher.counter(BytesCount::new(MATRIX.bf16.len()));
+    match algorithm {
+        "sha256" => bencher.bench_local(|| {
+            pieces()
+                .fold(Sha256::new(), |hash, piece| hash.chain_update(black_box(piece)))
+                .finalize()
+        }),
+        _ => bencher.bench_local(|| {
+            let mut hash = Xxh3::default();
+            pieces().for_each(|piece| hash.update(black_box(piece)));
+            hash.digest()
+        }),
+    }
+}
+
+#[divan::bench(args = ["BF16", "F8_E4M3", "F32"], sample_count = 5)]
+fn scan_values(bencher: Bencher, dtype: &str) {
+    let (bytes, dtype) = match dtype {
+        "BF16" => (&MATRIX.bf16, Dtype::BF16),
+        "F32" => (&MATRIX.f32, Dtype::F32),
+        _ => (&MATRIX.q, Dtype::F8E4M3),
+    };
+    bencher.counter(BytesCount::new(bytes.len())).bench_local(|| {
+        for page in bytes.chunks(SCAN_PAGE) {
+            assert!(black_box(scan(black_box(page), dtype)).non_finite.is_none());
+        }
     });
 }

@@ -7,30 +7,19 @@ end. Ratios of one run can be compared between machines; seconds cannot.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import os
-import platform
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from kernels import kernel_rates
+from kernels import CONVERSION, kernel_rates
+from racing import Racer, machine, machine_text, save
 
 import lingconv
-from measure import Cost, cost_of
 from ordeal import Words, quantize
 from support import COMMAND, succeed
 
-GIGABYTE = 1e9
-PROBES = 64
-TRIES = 5
-YARDSTICK = 512 << 20
 TORCH_ROUNDS = 2
 TORCH_SCRIPT = """
 import os, sys
@@ -45,48 +34,19 @@ COLUMNS = ("", "wall s", "least", "most", "x cp", "GB/s", "CPU-s/GB", "peak MB")
 
 
 @dataclass
-class Contender:
-    """A command that is measured; `size` is that of the BF16 form of what it works on."""
+class Contender(Racer):
+    """A command that writes; `size` is that of the BF16 form of what it works on."""
 
-    name: str
-    command: Words
-    sources: list[Path]
-    size: int
     output: Path
-    variables: dict[str, str] = field(default_factory=dict)
-    costs: list[Cost] = field(default_factory=list)
-    cached: float = 1.0
 
-    def run(self) -> None:
-        """Measure once: no output yet, sources in the page cache, nothing left to write back."""
+    def prepare(self) -> None:
+        """No output yet, sources in the page cache, nothing left to write back."""
         remove(self.output)
-        for path in self.sources:
-            warm(path)
-        os.sync()
-        self.cached = min(self.cached, *map(cached_share, self.sources))
-        cost = cost_of(*self.command, **self.variables)
-        if cost.code != 0:
-            raise SystemExit(f"{self.name}: exit {cost.code}\n{cost.stderr}")
-        self.costs.append(cost)
+        super().prepare()
 
-    def figures(self, copy_pace: float) -> dict[str, Any]:
-        """Medians; `copy_pace` is the time that cp takes for a byte."""
-        seconds = [cost.seconds for cost in self.costs]
-        wall = median(seconds)
-        return {
-            "name": self.name,
-            "rounds": len(seconds),
-            "bf16_bytes": self.size,
-            "seconds": round(wall, 3),
-            "seconds_least": round(min(seconds), 3),
-            "seconds_most": round(max(seconds), 3),
-            "ratio_to_cp": round(wall / self.size / copy_pace, 3),
-            "gb_per_second": round(self.size / GIGABYTE / wall, 3),
-            "cpu_seconds_per_gb": round(
-                median(cost.cpu for cost in self.costs) * GIGABYTE / self.size, 3
-            ),
-            "peak_mb": round(max(cost.peak for cost in self.costs) / 1e6),
-        }
+    def compared(self, copy_pace: float) -> dict[str, Any]:
+        """Figures; `copy_pace` is the time that cp takes for a byte."""
+        return self.figures() | {"ratio_to_cp": round(self.wall / self.size / copy_pace, 3)}
 
 
 def remove(path: Path) -> None:
@@ -96,53 +56,6 @@ def remove(path: Path) -> None:
             remove(entry)
         path.rmdir()
     path.unlink(missing_ok=True)
-
-
-def warm(path: Path) -> None:
-    """Have a file in the page cache."""
-    with path.open("rb", buffering=0) as file:
-        buffer = bytearray(16 << 20)
-        while file.readinto(buffer):
-            pass
-
-
-def cached_share(path: Path) -> float:
-    """Share of probes of a file that the page cache answers."""
-    with path.open("rb", buffering=0) as file:
-        hits, size = 0, path.stat().st_size
-        for probe in range(PROBES):
-            try:
-                hits += os.preadv(
-                    file.fileno(), [bytearray(1)], size // PROBES * probe, os.RWF_NOWAIT
-                )
-            except BlockingIOError:
-                continue
-    return hits / PROBES
-
-
-def best_rate(work: Callable[[], object], size: int) -> float:
-    """GB/s of the fastest of a few tries."""
-    times = []
-    for _ in range(TRIES):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return round(size / GIGABYTE / min(times), 2)
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    data, copy = os.urandom(YARDSTICK), bytearray(YARDSTICK)
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
-        "memcpy": best_rate(lambda: memoryview(copy).__setitem__(slice(None), data), YARDSTICK),
-        "sha256": best_rate(lambda: hashlib.sha256(data), YARDSTICK),
-        "load": [round(load, 2) for load in os.getloadavg()],
-    }
 
 
 def contenders(folder: Path, experts: int, torch_python: Path | None) -> list[Contender]:
@@ -176,10 +89,10 @@ def contenders(folder: Path, experts: int, torch_python: Path | None) -> list[Co
         own("dequantize, 1 job", coded, codes, "-j1"),
     ]
     if torch_python:
-        package = str(Path(lingconv.__file__).parents[1])
+        variables = {"PYTHONPATH": str(Path(lingconv.__file__).parents[1])}
         script = (torch_python, "-c", TORCH_SCRIPT, file, copied)
         found.append(
-            Contender("torch script", script, [file], size, copied, {"PYTHONPATH": package})
+            Contender("torch script", script, [file], size, copied, variables=variables)
         )
     return found
 
@@ -200,7 +113,7 @@ def table(report: dict[str, Any]) -> str:
     """The report for people."""
     facts = report["machine"]
     lines = [
-        f"{facts['cpu']} · {facts['cores']} cores · Linux {facts['kernel']} · load {facts['load']}",
+        machine_text(facts),
         f"one core: memcpy {facts['memcpy']} GB/s, one SHA-256 stream {facts['sha256']} GB/s",
         f"{report['rounds']} rounds in turns, medians; sources {report['cached']:.0%} in the page "
         "cache; outputs fsynced; GB are of BF16",
@@ -235,13 +148,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         racers = contenders(Path(folder), args.experts, args.torch_python)
         measure(racers, args.rounds)
-    copy_pace = median(cost.seconds for cost in racers[0].costs) / racers[0].size
+    copy_pace = racers[0].wall / racers[0].size
     report["rounds"] = args.rounds
-    report["cached"] = min(racer.cached for racer in racers)
-    report["commands"] = [racer.figures(copy_pace) for racer in racers]
-    report["kernels"] = {} if args.no_kernels else kernel_rates()
-    args.save.parent.mkdir(parents=True, exist_ok=True)
-    args.save.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    report["cached"] = min(min(racer.cached) for racer in racers)
+    report["commands"] = [racer.compared(copy_pace) for racer in racers]
+    report["kernels"] = {} if args.no_kernels else kernel_rates(CONVERSION)
+    save(report, args.save)
     sys.stdout.write(f"{table(report)}\nsaved to {args.save}\n")
     return 0
 

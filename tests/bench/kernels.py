@@ -10,17 +10,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 # Larger than any last-level cache that is not that of a server; the scalar level is slow.
 MEGABYTES = "192"
-NAMES = ("encode_bf16(::|$)", "encode_bf16_channel", "decode_bf16")
+CONVERSION = ("encode_bf16(::|$)", "encode_bf16_channel", "decode_bf16")
+DIGESTS = ("digest",)
 _BENCH = re.compile(r"^[├╰]─ (\w+)")
 _LEVEL = re.compile(r"^[│ ]  [├╰]─ (\w+)")
 _RATE = re.compile(r"([\d.]+) ([GM])B/s")
 _MEDIAN = 2
 
 
-def kernel_rates() -> dict[str, dict[str, float]]:
-    """Medians by name and level."""
+def kernel_rates(names: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Medians by name and level, or whatever else a benchmark is repeated for."""
     done = subprocess.run(
-        ["cargo", "bench", "--package", "lingconv-core", "--bench", "kernels", "--", *NAMES],
+        ["cargo", "bench", "--package", "lingconv-core", "--bench", "kernels", "--", *names],
         cwd=ROOT,
         env=os.environ | {"LINGCONV_BENCH_MB": MEGABYTES},
         capture_output=True,

@@ -369,6 +369,10 @@ fn numbers(version: &str) -> Option<Vec<u64>> {
         }
         numbers.push(digits.parse().ok()?);
     }
+    // 0.33 and 0.33.0 are the same version.
+    while numbers.len() > 1 && numbers.last() == Some(&0) {
+        numbers.pop();
+    }
     (!numbers.is_empty()).then_some(numbers)
 }
 

@@ -91,9 +91,7 @@ def contenders(folder: Path, experts: int, torch_python: Path | None) -> list[Co
     if torch_python:
         variables = {"PYTHONPATH": str(Path(lingconv.__file__).parents[1])}
         script = (torch_python, "-c", TORCH_SCRIPT, file, copied)
-        found.append(
-            Contender("torch script", script, [file], size, copied, variables=variables)
-        )
+        found.append(Contender("torch script", script, [file], size, copied, variables=variables))
     return found
 
 

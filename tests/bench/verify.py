@@ -1,4 +1,4 @@
-"""One table: what `lingconv verify` costs beside the usual ways to check sums, and beside its bounds.
+"""One table: what `lingconv verify` costs beside the usual ways to check sums, and its bounds.
 
 In memory the bound is the rate of `sha2` on every core used; cold it is also what the disk gives to
 `dd` with direct I/O. All are measured in one run, in turns, on files that are removed at the end.
@@ -37,7 +37,8 @@ HASHLIB_NAME = "hashlib, 1 thread"
 # A reader for each file in turn, as many at a time as the first argument says.
 DISK = """
 readers=$1; shift
-printf '%s\\0' "$@" | xargs -0 -P "$readers" -I FILE dd if=FILE of=/dev/null bs=8M iflag=direct status=none
+printf '%s\\0' "$@" |
+  xargs -0 -P "$readers" -I FILE dd if=FILE of=/dev/null bs=8M iflag=direct status=none
 """
 COLUMNS = ("", "wall s", "least", "most", "GB/s", "x hashlib", "of bound", "CPU-s/GB", "peak MB")
 KEYS = ("seconds", "seconds_least", "seconds_most", "gb_per_second", "ratio_to_hashlib", "of_bound")

@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lingconv import experts
     from lingconv.api import (
         Catalog,
         Plan,
@@ -39,6 +40,7 @@ __all__ = [
     "Sample",
     "__version__",
     "dialects",
+    "experts",
     "finish",
     "kernels",
     "presets",
@@ -46,12 +48,15 @@ __all__ = [
     "status",
     "synth",
 ]
+_MODULES = ("experts",)
 _HOMES = {"Error": "lingconv.errors", "Sample": "lingconv.records"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _MODULES:
+        return importlib.import_module(f"lingconv.{name}")
     home = _HOMES.get(name, "lingconv.api")
     return getattr(importlib.import_module(home), name)
 

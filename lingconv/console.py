@@ -74,6 +74,17 @@ class Console:
         with _leading_nowhere_after(BrokenPipeError, sys.stdout):
             _print(sys.stdout, text, style)
 
+    def answer_spans(self, spans: Sequence[tuple[str, str]]) -> None:
+        """A line of the answer in several styles."""
+        with _leading_nowhere_after(BrokenPipeError, sys.stdout):
+            if sys.stdout.isatty():
+                from rich.text import Text
+
+                line = Text.assemble(*((text.translate(_VISIBLE), style) for text, style in spans))
+                _rich(sys.stdout).print(line, soft_wrap=True)
+            else:
+                _print(sys.stdout, "".join(text for text, _ in spans), None)
+
     def answer_json(self, value: Any) -> None:
         """The answer of `--json`."""
         self.answer(json.dumps(value, ensure_ascii=False))

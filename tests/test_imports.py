@@ -25,7 +25,7 @@ ALONE = {
     "click": {"cli"},
 }
 CLI_MAY_IMPORT = {"api", "cli", "config", "console", "errors", "hub", "progress", "records"}
-CLI_MAY_IMPORT |= {"signals", "units"}
+CLI_MAY_IMPORT |= {"experts", "signals", "units"}
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
@@ -122,7 +122,16 @@ def loaded_by(*arguments: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["quantize", "--help"], ["plan", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["quantize", "--help"],
+        ["plan", "--help"],
+        ["experts", "--help"],
+        ["experts", "stats", "--help"],
+    ],
+)
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert not loaded_by(*arguments) & set(HEAVY)
 

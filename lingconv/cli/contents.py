@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -18,9 +18,13 @@ COMMANDS = {
     "reshard": "Cut a checkpoint for TP × PP × EP, as an engine's ranks load it.",
     "verify": "Compare a download with the digests that are known of it, offline.",
     "run": "Execute a saved plan, on one machine or several.",
+    "experts": "Where expert load is unbalanced, and what the weights tell.",
     "synth": "Write a made-up checkpoint with a real model's names and shapes.",
     "env": "Settings and where each comes from, and what this CPU offers.",
     "completion": "Print the completion script of a shell.",
+}
+EXPERTS = {
+    "stats": "Balance of recorded expert loads, or soundness of the experts' weights.",
 }
 
 
@@ -31,24 +35,31 @@ def exit_codes() -> str:
 
 
 class LazyGroup(click.Group):
-    """Imports a command when it is called; its one-line help is known without."""
+    """Imports a command when it is called; its one-line help is known without.
 
-    def __init__(self, *args: Any, commands: Iterable[str] = (), **attributes: Any) -> None:
+    `commands` says what each does; the command NAME is in the module `prefix` + NAME.
+    """
+
+    def __init__(
+        self, *args: Any, commands: Mapping[str, str], prefix: str = "", **attributes: Any
+    ) -> None:
         super().__init__(*args, epilog=exit_codes(), **attributes)
-        self._names = list(commands)
+        self._commands = commands
+        self._prefix = prefix
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order of the help page."""
-        return self._names
+        return list(self._commands)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The `command` of the module of that name."""
-        if cmd_name not in self._names:
+        if cmd_name not in self._commands:
             return None
-        command: click.Command = importlib.import_module(f"lingconv.cli.{cmd_name}").command
+        module = importlib.import_module(f"lingconv.cli.{self._prefix}{cmd_name}")
+        command: click.Command = module.command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in the help page, without an import."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name]) for name in self._names])
+            formatter.write_dl(list(self._commands.items()))

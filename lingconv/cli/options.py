@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import click
 
-from lingconv.cli.contents import COMMANDS, exit_codes
+from lingconv.cli.contents import COMMANDS, EXPERTS, exit_codes
 from lingconv.cli.session import Session
 from lingconv.config import PROGRESS_MODES, parse_jobs
 from lingconv.errors import usage_error
@@ -113,7 +113,7 @@ class Command(click.Command):
     def __init__(self, name: str, **attributes: Any) -> None:
         super().__init__(name, **attributes)
         self.params += _COMMON
-        self.help = f"{COMMANDS[name]}\n\n{cleandoc(self.help or '')}"
+        self.help = f"{(COMMANDS | EXPERTS)[name]}\n\n{cleandoc(self.help or '')}"
         self.epilog = exit_codes()
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -12,7 +12,7 @@ VERBS = ("quantize", "dequantize", "reshard")
 @click.group(
     "plan",
     cls=LazyGroup,
-    commands=VERBS,
+    commands={verb: COMMANDS[verb] for verb in VERBS},
     help=f"{COMMANDS['plan']}\n\nThe options are those of the command.",
     context_settings={"default_map": {verb: {"dry_run": True} for verb in VERBS}},
 )

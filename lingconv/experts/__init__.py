@@ -1,0 +1,24 @@
+"""Expert loads, from recordings to placement, as numpy arrays and dataclasses.
+
+>>> from lingconv import experts
+>>> loads = experts.read_loads("loads.npy")
+>>> moe = loads.counts[loads.moe_layers]
+>>> experts.balance(experts.grouped(moe, 32)).slowdown
+"""
+
+from __future__ import annotations
+
+from lingconv.experts.balance import Balance, balance, check_parts, grouped
+from lingconv.experts.loads import SUFFIXES, Loads, read_loads
+from lingconv.experts.recorder import PATTERN
+
+__all__ = [
+    "PATTERN",
+    "SUFFIXES",
+    "Balance",
+    "Loads",
+    "balance",
+    "check_parts",
+    "grouped",
+    "read_loads",
+]

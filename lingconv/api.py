@@ -181,9 +181,14 @@ class Plan:
             return build(Request, json.loads(self._handle.request()))
 
     def space(self, output: StrPath, *, memory: int = DEFAULT_MEMORY, jobs: int = 0) -> Space:
-        """Disk space needed and free at `output`, and the buffers of a run."""
+        """Disk space needed and free at `output`, and the buffers of a run.
+
+        Refuses an output that lies in the source, or the other way round.
+        """
+        source = self._catalog._handle
         with _core_errors():
-            return build(Space, json.loads(self._handle.space(output, memory=memory, jobs=jobs)))
+            found = self._handle.space(source, output, memory=memory, jobs=jobs)
+        return build(Space, json.loads(found))
 
 
 _COUNTS = ("encode", "decode", "keep", "dropped")

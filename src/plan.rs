@@ -6,6 +6,7 @@ use lingconv_core::exec::{budget, output};
 use lingconv_core::io::small;
 use lingconv_core::plan::saved::SavedPlan;
 use lingconv_core::plan::{self, Request, explain, summary};
+use lingconv_core::run;
 use lingconv_core::target::Target;
 use pyo3::prelude::*;
 use serde_json::json;
@@ -70,10 +71,19 @@ impl Plan {
         detached(py, || errors::json(&self.inner.request))
     }
 
-    /// Disk space needed and free at `output`, and the buffers that `memory` and `jobs` give.
-    #[pyo3(signature = (output, *, memory, jobs))]
-    fn space(&self, py: Python<'_>, output: PathBuf, memory: u64, jobs: usize) -> PyResult<String> {
+    /// Disk space needed and free at `output`, and the buffers that `memory` and `jobs` give;
+    /// refuses an output that lies in the source.
+    #[pyo3(signature = (catalog, output, *, memory, jobs))]
+    fn space(
+        &self,
+        py: Python<'_>,
+        catalog: &Catalog,
+        output: PathBuf,
+        memory: u64,
+        jobs: usize,
+    ) -> PyResult<String> {
         detached(py, || {
+            run::check_apart(catalog.inner.root.path(), &output)?;
             let buffers = budget::budget(&self.inner, memory, jobs)?;
             let free = small::free_space(&output)?.bytes;
             let needed = output::needed(&output, &self.inner);

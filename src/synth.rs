@@ -35,8 +35,10 @@ pub fn synth(
 ) -> PyResult<String> {
     let options =
         core::Options { preset, layers, experts, seed, shard_size, mtp, fp8, sparse, jobs };
-    let (stop, written) = (AtomicBool::new(false), AtomicU64::new(0));
-    let progress = |bytes: u64| {
+    let stop = AtomicBool::new(false);
+    let (written, total) = (AtomicU64::new(0), AtomicU64::new(0));
+    let progress = |bytes: u64, of: u64| {
+        total.store(of, Ordering::Relaxed);
         written.fetch_add(bytes, Ordering::Relaxed);
         !stop.load(Ordering::Relaxed)
     };
@@ -45,9 +47,9 @@ pub fn synth(
         &stop,
         || core::write(&options, &output, &progress),
         |cancelling| {
-            let written = written.load(Ordering::Relaxed);
+            let (written, total) = (written.load(Ordering::Relaxed), total.load(Ordering::Relaxed));
             let snapshot = json!({
-                "total": 0, "written": written, "resumed": 0, "read": 0,
+                "total": total, "written": written, "resumed": 0, "read": 0,
                 "busy": [], "notes": [], "cancelling": cancelling,
             });
             tick.call1(py, (snapshot.to_string(),)).map(|_| ())

@@ -37,7 +37,7 @@ class Call:
 def calls_of(words: Words, output: Path) -> list[Call]:
     """All calls of an undisturbed run on the output, in order."""
     with tempfile.NamedTemporaryFile("r") as log:
-        done = _traced(
+        done = traced(
             ["--seccomp-bpf", "-y", "-s", "0", "-e", f"trace={NAMES}", "-o", log.name], words
         )
         assert done.returncode == 0, done.stderr
@@ -62,10 +62,11 @@ def inject(effect: str, call: Call, words: Words, output: Path) -> subprocess.Co
     if effect.startswith("error="):
         # Where the filter stops a thread, no signal can be delivered.
         options.append("--seccomp-bpf")
-    return _traced([*options, "-e", f"inject={call.name}:{effect}:when={call.nth}"], words)
+    return traced([*options, "-e", f"inject={call.name}:{effect}:when={call.nth}"], words)
 
 
-def _traced(options: Sequence[str], words: Words) -> subprocess.CompletedProcess[str]:
+def traced(options: Sequence[str], words: Words) -> subprocess.CompletedProcess[str]:
+    """A finished command under strace."""
     return subprocess.run(
         ["strace", "-f", "-q", *options, *COMMAND, *map(str, words)],
         env=environment(),

@@ -247,3 +247,9 @@ def test_completion_knows_commands_and_dialects() -> None:
     assert "plain,quantize" in completed("lingconv q", 1)
     assert "plain,ling" in completed("lingconv quantize fp8 --dialect l", 4)
     assert "plain,tiny" in completed("lingconv synth t", 2)
+
+
+def test_synth_tells_how_far_it_is(tmp_path: Path) -> None:
+    done = succeed("synth", "tiny", "-o", tmp_path / "made", "--progress", "json")
+    samples = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert samples[-1]["total"] == samples[-1]["written"] > 0

@@ -135,16 +135,20 @@ def test_finish_refuses_until_all_shares_are_done(tiny: Path, plan: Path, tmp_pa
     assert answer(*run, "--finish")["outcome"] == "already_complete"
 
 
-def test_finish_after_a_worker_died_while_publishing(
-    tiny: Path, plan: Path, tmp_path: Path
+@pytest.mark.parametrize("way", ["the same worker again", "--finish"])
+def test_a_worker_that_died_while_publishing(
+    tiny: Path, plan: Path, tmp_path: Path, way: str
 ) -> None:
     out = tmp_path / "out"
     run = ["run", plan, "--source", tiny, "-o", out]
     succeed(*run, "--worker", "1/2")
-    (out / ".lingconv" / "finish").write_text("2/2\n")
-    assert answer(*run, "--worker", "2/2")["outcome"] == "share_complete"
+    (out / ".lingconv" / "finish").write_text("1/2\n")
+    left = succeed(*run, "--worker", "2/2")
+    assert "share 2/2 complete" in left.stdout
+    assert "worker 1/2 is publishing" in left.stderr
     assert not published(out)
-    assert answer(*run, "--finish")["outcome"] == "complete"
+    again = ("--finish",) if way == "--finish" else ("--worker", "1/2")
+    assert answer(*run, *again)["outcome"] == "complete"
     assert published(out)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -10,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from injection import Call, calls_of, inject
+from injection import Call, calls_of, inject, traced
 from ordeal import FULL, Case, quantize
-from support import succeed
+from support import MANIFEST, succeed
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
@@ -79,3 +80,13 @@ def test_killed_at_a_call(case: Case, output: Path) -> None:
         check_resumed(case, output)
     assert hits > 0.9 * len(chosen_calls)
     case.check_source()
+
+
+def test_a_file_system_that_cannot_sync_folders(shared: Path, output: Path) -> None:
+    words = quantize(shared / "tiny", output)
+    refused = ["-P", str(output), "-e", "trace=fsync", "-e", "inject=fsync:error=EINVAL"]
+    done = traced([*refused, "-o", "/dev/null"], words)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("cannot sync folders") == 1
+    manifest = json.loads((output / MANIFEST).read_text())
+    assert any("cannot sync folders" in warning for warning in manifest["warnings"])

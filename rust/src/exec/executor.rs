@@ -127,6 +127,9 @@ impl<'a> Run<'a> {
         let tasks: Vec<&Task> = remaining.iter().map(|i| &self.plan.tasks[*i]).collect();
         check_space(self.output(), &tasks, self.plan.sidecars.iter().map(|s| s.size).sum())?;
         small::create_folder(self.output())?;
+        if !small::sync_folder(self.output())? {
+            self.progress.note(format!("{}: {}", self.output().display(), publish::UNSYNCED));
+        }
         let begin = Begin { plan: self.key.to_owned(), place: here };
         let journal = Journal::open(self.output(), self.options.worker, &begin)?;
         self.count(&state, &remaining);

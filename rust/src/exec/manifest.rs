@@ -16,8 +16,10 @@ use super::figures::Figures;
 use super::fold::DoneOutput;
 use super::hash::hex;
 use super::journal::{DoneRecord, State};
+use super::publish::UNSYNCED;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::io::small;
 use crate::plan::{OutputFile, Request, Sidecar, Task};
 
 /// Name and version of the manifest's form.
@@ -37,7 +39,7 @@ pub(super) struct Manifest<'a> {
     files: Vec<File<'a>>,
     sidecars: &'a [Sidecar],
     dropped: Vec<Dropped<'a>>,
-    warnings: &'a [String],
+    warnings: Vec<&'a str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -117,6 +119,10 @@ impl<'a> Manifest<'a> {
             .dropped
             .iter()
             .map(|d| Dropped { tensor: &run.catalog.tensor(d.tensor).name, reason: d.reason });
+        let mut warnings: Vec<&str> = run.plan.warnings.iter().map(String::as_str).collect();
+        if !small::sync_folder(&run.options.output)? {
+            warnings.push(UNSYNCED);
+        }
         Ok(Self {
             schema: SCHEMA,
             tool: concat!("lingconv ", env!("CARGO_PKG_VERSION")),
@@ -128,7 +134,7 @@ impl<'a> Manifest<'a> {
             files,
             sidecars: &run.plan.sidecars,
             dropped: dropped.collect(),
-            warnings: &run.plan.warnings,
+            warnings,
         })
     }
 }

@@ -279,3 +279,63 @@ impl Pipeline<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::catalog::Catalog;
+    use crate::exec::sources::Sources;
+    use crate::exec::window::Position;
+    use crate::io::{Mode, small};
+    use crate::numeric::Level;
+    use crate::plan::Task;
+
+    /// Longer than any machine takes to see a flag; a thread that hangs would never end.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn encoders_end_when_a_window_failed_and_all_slots_wait_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        small::write_durable(&folder.path().join("model.safetensors"), b"\x02\0\0\0\0\0\0\0{}")
+            .unwrap();
+        let catalog = Catalog::open(folder.path()).unwrap();
+        let task = Task { name: "none".into(), outputs: Vec::new(), steps: Vec::new() };
+        let progress = Progress::default();
+        let sources = Sources::open(&catalog, &task, Mode::Buffered, &progress).unwrap();
+        let windows = Windows::new(&task, &sources, 1 << 20, Position::default()).unwrap();
+        let (free_in, free_out) = channel::<Box<Slot>>();
+        let (filled_in, _filled_out) = sync_channel::<Filled>(SLOTS);
+        let (ended_in, ended_out) = channel();
+        let dispatch = Mutex::new((windows, free_out));
+        let failure = Failure::default();
+        let pipeline = Pipeline {
+            work: Work {
+                catalog: &catalog,
+                task: &task,
+                sources: &sources,
+                level: Level::detect(),
+                prove: false,
+                report: false,
+            },
+            budget: Budget { jobs: 1, window: 1 << 20, output_buffer: 1 << 20, total: 0 },
+            point_every: u64::MAX,
+            progress: &progress,
+            record: &|_| Ok(()),
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                pipeline.encode(&dispatch, &filled_in, &failure);
+                ended_in.send(()).unwrap();
+            });
+            // No slot comes, since the hasher keeps them all for the window that failed.
+            assert!(ended_out.recv_timeout(3 * SLOT_PATIENCE).is_err());
+            failure.set(0, Error::internal("the first window"));
+            let ended = ended_out.recv_timeout(PATIENCE);
+            // Lets a hanging encoder go, so that the test ends.
+            drop(free_in);
+            ended.unwrap();
+        });
+    }
+}

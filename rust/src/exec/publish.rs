@@ -17,10 +17,15 @@ use crate::plan::{Sidecar, SidecarContent};
 
 /// Name of the checksum file.
 pub const SUMS: &str = "SHA256SUMS";
+/// Said of a file system that refuses fsync of a folder.
+pub(super) const UNSYNCED: &str =
+    "the file system cannot sync folders, so a power cut may undo the renaming of finished files";
 /// First line of sums that no outside source has confirmed; a comment to `sha256sum -c`.
 pub const SELF_ATTESTED: &str = "# self-attested by lingconv: its own digests, no outside source\n";
 /// Largest small file.
 const MAX_SIDECAR: u64 = 512 << 20;
+/// Longest claim of publication: two numbers.
+const MAX_CLAIM: u64 = 64;
 /// Bytes read at a time when an output is compared.
 const CHUNK: usize = 8 << 20;
 
@@ -39,17 +44,33 @@ pub(super) fn finish_if_last(run: &Run, state: &State) -> Result<Outcome> {
         }
         return Ok(Outcome::ShareComplete);
     }
-    let claim = journal::folder(output).join("finish");
-    let worker = run.options.worker;
-    let content = format!("{}/{}\n", worker.index, worker.count);
-    match small::claim(&claim, content.as_bytes()) {
-        Ok(false) if worker.count > 1 => return Ok(Outcome::ShareComplete),
+    match claim(run) {
         // The other worker has published and removed the folder in this very moment.
-        Err(_) if output.join(MANIFEST).exists() => return Ok(Outcome::Complete),
-        Err(error) => return Err(error),
-        Ok(_) => {}
+        Err(_) if output.join(MANIFEST).exists() => Ok(Outcome::Complete),
+        Err(error) => Err(error),
+        Ok(false) => Ok(Outcome::ShareComplete),
+        Ok(true) => finish(run, state),
     }
-    finish(run, state)
+}
+
+/// Whether publication falls to this worker. A claim of its own number is that of a predecessor
+/// that died while publishing: this one holds the journal of that number.
+fn claim(run: &Run) -> Result<bool> {
+    let path = journal::folder(&run.options.output).join("finish");
+    let worker = run.options.worker;
+    let own = format!("{}/{}\n", worker.index, worker.count);
+    if small::claim(&path, own.as_bytes())? || worker.count == 1 {
+        return Ok(true);
+    }
+    let holder = String::from_utf8_lossy(&small::read(&path, MAX_CLAIM)?).into_owned();
+    if holder == own {
+        return Ok(true);
+    }
+    run.progress.note(format!(
+        "worker {} is publishing; if it died, start it again or use --finish",
+        holder.trim_end()
+    ));
+    Ok(false)
 }
 
 /// Publishes whatever a stale claim says (`run --finish`). [`Kind::Usage`] if tasks are missing.

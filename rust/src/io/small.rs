@@ -56,17 +56,16 @@ pub fn write_durable(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Renames a synced file to its final name and makes the rename durable.
 pub fn publish(part: &Path, path: &Path) -> Result<()> {
     std::fs::rename(part, path).map_err(|e| Error::io("cannot rename", part, &e))?;
-    path.parent().map_or(Ok(()), sync_folder)
+    path.parent().map_or(Ok(()), |folder| sync_folder(folder).map(drop))
 }
 
-/// Makes renames and removals in a folder durable. File systems that cannot do it are accepted.
-pub fn sync_folder(folder: &Path) -> Result<()> {
+/// Makes renames and removals in a folder durable; `false` on file systems that cannot do it.
+pub fn sync_folder(folder: &Path) -> Result<bool> {
     let sync = || File::open(folder)?.sync_all();
     match sync() {
-        Err(e) if e.kind() != ErrorKind::InvalidInput && e.kind() != ErrorKind::Unsupported => {
-            Err(Error::io("cannot sync folder", folder, &e))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(false),
+        Err(e) => Err(Error::io("cannot sync folder", folder, &e)),
     }
 }
 
@@ -85,7 +84,7 @@ pub fn create_folder(folder: &Path) -> Result<()> {
         _ => {}
     }
     let parent = folder.parent().filter(|p| !p.as_os_str().is_empty());
-    sync_folder(parent.unwrap_or(Path::new(".")))
+    sync_folder(parent.unwrap_or(Path::new("."))).map(drop)
 }
 
 /// Names in a folder, hidden ones included; empty if the folder does not exist.

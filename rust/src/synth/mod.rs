@@ -78,8 +78,10 @@ pub struct Summary {
     pub bytes: u64,
 }
 
-/// Called with bytes of tensor data just written; `false` stops the run.
-pub type Progress<'p> = &'p (dyn Fn(u64) -> bool + Sync);
+/// Called with bytes of tensor data just written, and those of the whole checkpoint; `false`
+/// stops the run.
+pub type Progress<'p> = &'p (dyn Fn(u64, u64) -> bool + Sync);
+type Step<'p> = &'p (dyn Fn(u64) -> bool + Sync);
 
 /// Writes a synthetic checkpoint into `destination`, a new or empty folder. Data files come
 /// first, then the index, `config.json` last; a run that fails removes its data files.
@@ -107,7 +109,7 @@ pub fn write(options: &Options, destination: &Path, progress: Progress<'_>) -> R
         check_space(destination, bytes)?;
     }
     small::create_folder(destination)?;
-    let written = write_shards(options, &shards, destination, progress);
+    let written = write_shards(options, &shards, destination, &|written| progress(written, bytes));
     if written.is_err() {
         for path in shards.iter().map(|s| destination.join(&s.name)) {
             // The first error is the one to report.
@@ -153,7 +155,7 @@ fn write_shards(
     options: &Options,
     shards: &[Shard],
     destination: &Path,
-    progress: Progress<'_>,
+    progress: Step<'_>,
 ) -> Result<()> {
     let generator = Generator::new(options.seed);
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
@@ -188,7 +190,7 @@ fn write_shard(
     shard: &Shard,
     path: &Path,
     producer: &mut Producer,
-    progress: Progress<'_>,
+    progress: Step<'_>,
 ) -> Result<()> {
     let head = header::encode(&shard.entries)?;
     let size = head.len() as u64 + shard.data_len;
@@ -205,7 +207,7 @@ fn write_shard(
     writer.publish()
 }
 
-fn write_sparse(shard: &Shard, path: &Path, progress: Progress<'_>) -> Result<()> {
+fn write_sparse(shard: &Shard, path: &Path, progress: Step<'_>) -> Result<()> {
     files::write_sparse(path, &header::encode(&shard.entries)?, shard.data_len)?;
     if progress(shard.data_len) { Ok(()) } else { Err(Error::cancelled()) }
 }

@@ -8,7 +8,7 @@ use crate::model::Role;
 use crate::numeric::{Arith, Float, Level, Tile, bf16_to_f32, encode};
 
 fn run(options: &Options, folder: &Path) -> Result<Summary> {
-    write(options, folder, &|_| true)
+    write(options, folder, &|_, _| true)
 }
 
 fn json(folder: &Path, name: &str) -> Value {
@@ -300,7 +300,7 @@ fn nonsense_is_refused() {
 fn a_stopped_run_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let count = AtomicUsize::new(0);
-    let progress = |_| count.fetch_add(1, Ordering::Relaxed) < 30;
+    let progress = |_, _| count.fetch_add(1, Ordering::Relaxed) < 30;
     let error = write(&Options::new("tiny"), folder.path(), &progress).unwrap_err();
     assert_eq!(error.kind, Kind::Cancelled);
     assert!(small::list(folder.path()).unwrap().is_empty());
@@ -310,7 +310,7 @@ fn a_stopped_run_leaves_nothing() {
 fn small_files_come_along() {
     let folder = tempfile::tempdir().unwrap();
     let total = AtomicUsize::new(0);
-    let progress = |bytes| {
+    let progress = |bytes, _| {
         total.fetch_add(bytes as usize, Ordering::Relaxed);
         true
     };

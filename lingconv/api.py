@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -265,12 +265,16 @@ def verify(
     level: Literal["headers", "sizes", "checksums", "content"] = "checksums",
     against: StrPath | None = None,
     listing: Listing | None = None,
+    source: StrPath | None = None,
     subset: str | None = None,
     files: Sequence[str] = (),
+    rank: Mapping[str, int] | None = None,
     strict: bool = False,
     allow_config_edits: bool = False,
     jobs: int = 0,
+    memory: int = DEFAULT_MEMORY,
     io: Literal["auto", "direct", "buffered"] = "auto",
+    kernel: str | None = None,
     state: StrPath | None = None,
     fresh: bool = False,
     write_sums: StrPath | None = None,
@@ -279,8 +283,11 @@ def verify(
     """Compare a folder with what is known of it.
 
     The truth is the file `against`, or `listing`, fetched from a hub, or else what the download
-    left in the folder. Digests are remembered in the folder `state`, if one is given.
-    `write_sums` is written in the form of `sha256sum`.
+    left in the folder. With `source`, which the folder was made of, the plan is derived again and
+    done again, and every byte compared; this takes `memory` bytes of buffers and the kernels of
+    level `kernel`. `files` are globs, `rank` such as `{"tp": 3, "pp": 1}` stands for the files
+    that a rank of a re-sharded folder needs. Digests are remembered in the folder `state`, if one
+    is given. `write_sums` is written in the form of `sha256sum`.
     """
     with _core_errors():
         text = _core.verify(
@@ -288,12 +295,16 @@ def verify(
             level=level,
             against=against,
             listing=listing,
+            source=source,
             subset=subset,
             files=list(files),
+            rank=None if rank is None else (rank.get("tp"), rank.get("pp")),
             strict=strict,
             allow_config_edits=allow_config_edits,
             jobs=jobs,
+            memory=memory,
             io=io,
+            kernel=kernel,
             state=state,
             fresh=fresh,
             write_sums=write_sums,

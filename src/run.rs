@@ -19,7 +19,7 @@ use crate::errors;
 use crate::plan::Plan;
 
 /// The level asked for, else the best this machine has.
-fn level(name: Option<&str>) -> Result<Level> {
+pub fn kernel_level(name: Option<&str>) -> Result<Level> {
     let Some(name) = name else { return Ok(Level::detect()) };
     let level = Level::from_str(name).map_err(|e| Error::usage(e.to_string()))?;
     if level.is_available() {
@@ -60,7 +60,7 @@ pub fn run(
             jobs,
             memory,
             io: Mode::from_str(io)?,
-            level: level(kernel)?,
+            level: kernel_level(kernel)?,
             paranoid,
             worker: Worker::new(worker.0, worker.1)?,
             resume,

@@ -3,14 +3,16 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use lingconv_core::against::remake;
 use lingconv_core::error::{Error, Result};
 use lingconv_core::exec::Progress;
 use lingconv_core::io::{Mode, Root};
-use lingconv_core::verify::engine::Subset;
+use lingconv_core::model::parallel::RankOnly;
+use lingconv_core::verify::selection::Subset;
 use lingconv_core::verify::{self as core, Level, Options, digests};
 use pyo3::prelude::*;
 
-use crate::run::report;
+use crate::run::{kernel_level, report};
 use crate::{blocking, errors};
 
 /// A listing that was fetched: text, address, which hub, commit, repository.
@@ -30,9 +32,9 @@ fn fetched((text, origin, hub, commit, repository): Listing) -> Result<digests::
 /// Verifies a folder; JSON `lingconv.verify/1`.
 ///
 /// The sources of truth are `against`, a file, or `listing`, fetched from a hub, or
-/// else what the download left in the folder.
+/// else what the download left in the folder, and `source`, which it was made of.
 #[pyfunction]
-#[pyo3(signature = (path, *, level, against, listing, subset, files, strict, allow_config_edits, jobs, io, state, fresh, write_sums, tick))]
+#[pyo3(signature = (path, *, level, against, listing, source, subset, files, rank, strict, allow_config_edits, jobs, memory, io, kernel, state, fresh, write_sums, tick))]
 #[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]
 pub fn verify(
     py: Python<'_>,
@@ -40,12 +42,16 @@ pub fn verify(
     level: &str,
     against: Option<PathBuf>,
     listing: Option<Listing>,
+    source: Option<PathBuf>,
     subset: Option<&str>,
     files: Vec<String>,
+    rank: Option<(Option<u32>, Option<u32>)>,
     strict: bool,
     allow_config_edits: bool,
     jobs: usize,
+    memory: u64,
     io: &str,
+    kernel: Option<&str>,
     state: Option<PathBuf>,
     fresh: bool,
     write_sums: Option<PathBuf>,
@@ -69,6 +75,8 @@ pub fn verify(
             damaged_truths,
             subset,
             files,
+            rank: rank.map(|(tp, pp)| RankOnly { tp, pp }),
+            remake: None,
             strict,
             allow_config_edits,
             jobs,
@@ -78,12 +86,20 @@ pub fn verify(
             write_sums,
         })
     };
-    let options = options().map_err(|e| errors::to_py(py, &e))?;
+    let kernel = kernel_level(kernel).map_err(|e| errors::to_py(py, &e))?;
+    let mut options = options().map_err(|e| errors::to_py(py, &e))?;
     let progress = Progress::default();
     let found = blocking::run(
         py,
         &progress.cancel,
-        || core::verify(&path, &options, &progress),
+        || {
+            if let Some(source) = &source {
+                let remake = remake(&path, source, memory, kernel)?;
+                options.truths.insert(0, remake.truth()?);
+                options.remake = Some(remake);
+            }
+            core::verify(&path, &options, &progress)
+        },
         |cancelling| report(py, &progress, cancelling, &tick),
     )?;
     errors::json(&found).map_err(|e: Error| errors::to_py(py, &e))

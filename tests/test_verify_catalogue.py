@@ -372,6 +372,19 @@ def test_a_hole_in_a_tensor(tmp_path: Path) -> None:
     assert (strict.code, strict.found()) == (3, {hole})
 
 
+def test_the_keys_of_an_edited_config_are_named(damaged: Copies) -> None:
+    """A digest does not tell which; what we wrote ourselves we know."""
+
+    def message(folder: str) -> str:
+        outcome = verify(damaged(folder, do.both(YARN, do.in_config(eos_token_id=7))))
+        assert outcome.found() == {("config-edited", "config.json", None)}
+        return str(outcome.report["findings"][0]["message"])
+
+    assert "only its digest is known" in message("hub")
+    named = message("output")
+    assert named.endswith("; keys that differ: eos_token_id (changed), rope_scaling (added)")
+
+
 def test_every_finding_is_told_with_the_command_that_repairs(damaged: Copies) -> None:
     folder = damaged("hub", do.both(do.flip(SHARD), do.remove(TOKENIZER)))
     done = lingconv("verify", folder, XDG_STATE_HOME=str(folder.parent / "state"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from inspect import cleandoc
@@ -37,6 +38,16 @@ class Parsed(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
 
 
+def _rank(text: str) -> dict[str, int]:
+    """`pp1`, `tp3` or `tp3,pp1`."""
+    found = [re.fullmatch(r"(tp|pp)(\d{1,6})", part) for part in text.split(",")]
+    ranks = {match[1]: int(match[2]) for match in found if match}
+    if len(ranks) != len(found):
+        raise ValueError(f"{text!r} is no rank; write for example pp1 or tp3,pp1")
+    return ranks
+
+
+RANK = Parsed("rank", _rank)
 SIZE = Parsed("size", parse_size)
 FOLDER = click.Path(path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -143,6 +154,10 @@ class RunOptions:
         return cls(**{field.name: options.pop(field.name) for field in fields(cls)})
 
 
+memory_option = click.option(
+    "--memory", type=SIZE, help="Bytes of all buffers; default: 1G. [LINGCONV_MEMORY]"
+)
+
 _RUN = [
     click.option("-o", "--output", type=FOLDER, metavar="DST", help="Folder to write."),
     click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
@@ -153,9 +168,7 @@ _RUN = [
     ),
     click.option("--no-resume", is_flag=True, help="Begin an unfinished DST anew."),
     jobs_option,
-    click.option(
-        "--memory", type=SIZE, help="Bytes of all buffers; default: 1G. [LINGCONV_MEMORY]"
-    ),
+    memory_option,
     click.option(
         "--io",
         type=click.Choice(["auto", "direct", "buffered"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import click
 from lingconv.cli.encoding import encoding_options, refuse_encoding, take_encoding
 from lingconv.cli.options import (
     FILE,
+    RANK,
     SIZE,
     Command,
     Parsed,
@@ -34,15 +34,6 @@ def _layers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"{text!r} is no list of layers such as 20,20,20,20") from None
-
-
-def _rank(text: str) -> dict[str, int]:
-    """`pp1`, `tp3` or `tp3,pp1`."""
-    found = [re.fullmatch(r"(tp|pp)(\d{1,6})", part) for part in text.split(",")]
-    ranks = {match[1]: int(match[2]) for match in found if match}
-    if len(ranks) != len(found):
-        raise ValueError(f"{text!r} is no rank; write for example pp1 or tp3,pp1")
-    return ranks
 
 
 @click.command("reshard", cls=Command)
@@ -85,7 +76,7 @@ def _rank(text: str) -> dict[str, int]:
 )
 @click.option(
     "--rank",
-    type=Parsed("rank", _rank),
+    type=RANK,
     metavar="RANK",
     help="Write only these files: pp1, or tp3,pp1; ranks count from 0.",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -10,14 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lingconv.cli.options import Command, Parsed, jobs_option, source_argument
+from lingconv.cli.options import (
+    RANK,
+    Command,
+    Parsed,
+    jobs_option,
+    memory_option,
+    source_argument,
+)
 from lingconv.cli.session import Session, command_text
 from lingconv.errors import Error, ExitCode, Interrupted, cancelled, usage_error
 from lingconv.units import size_text
 
 if TYPE_CHECKING:
     from lingconv.console import Console
-    from lingconv.records import Verification
+    from lingconv.records import Truth, Verification
 
 LEVELS = ("headers", "sizes", "checksums", "content")
 VERDICTS = {
@@ -26,6 +34,8 @@ VERDICTS = {
     "unverifiable": ExitCode.UNVERIFIABLE,
 }
 MAX_UNCOVERED = 10
+# Failures that no download mends.
+NOT_DOWNLOADED = ("extra", "leftover", "unsafe-format")
 
 
 def _subset(text: str) -> str:
@@ -47,13 +57,19 @@ def _subset(text: str) -> str:
 @click.option(
     "--against",
     metavar="TRUTH",
-    help="Sums, a saved hub listing, a manifest or a signing bundle; or, online, "
-    "`hub[:ORG/NAME][@REV]` or `modelscope[:ORG/NAME][@REV]`.",
+    help="Sums, a saved hub listing, a manifest or a signing bundle; the folder that SRC was made "
+    "of; or, online, `hub[:ORG/NAME][@REV]` or `modelscope[:ORG/NAME][@REV]`.",
 )
 @click.option(
     "--subset", type=Parsed("subset", _subset), help="Read only a share: `10%`, or part `3/10`."
 )
 @click.option("--files", multiple=True, metavar="GLOB", help="Only these files; may be repeated.")
+@click.option(
+    "--rank",
+    type=RANK,
+    metavar="RANK",
+    help="Only what these ranks of a re-sharded folder need: pp1, or tp3,pp1; they count from 0.",
+)
 @click.option("--strict", is_flag=True, help="Notes fail the verification too.")
 @click.option("--allow-config-edits", is_flag=True, help="Accept an edited config.json.")
 @click.option("--fresh", is_flag=True, help="Forget what an earlier verification has read.")
@@ -71,13 +87,15 @@ def _subset(text: str) -> str:
     help="How bulk data moves.",
 )
 @jobs_option
+@memory_option
 @click.pass_obj
 def command(session: Session, /, *, source: Path, **options: Any) -> int:
     """Compares a folder with what is known of it, offline.
 
     Without --against the truth is what the download left: hub metadata, manifests, sums,
     git-lfs pointers. Nothing to compare with ends with 9, never with 0. A verification that was
-    stopped goes on where it was.
+    stopped goes on where it was. With the folder that SRC was made of, the conversion is done
+    again, and each of its bytes compared.
     """
     from lingconv import api
 
@@ -89,6 +107,8 @@ def command(session: Session, /, *, source: Path, **options: Any) -> int:
                 source,
                 **truth,
                 jobs=session.settings.jobs.value,
+                memory=session.settings.memory.value,
+                kernel=session.settings.kernel.value,
                 state=state_folder(),
                 on_progress=reporter,
                 **options,
@@ -110,10 +130,12 @@ def command(session: Session, /, *, source: Path, **options: Any) -> int:
 
 
 def _truth(source: Path, against: str) -> dict[str, Any]:
-    """A file of the user's, or what a hub says now."""
+    """A file of the user's, the folder that was converted, or what a hub says now."""
     from lingconv import api, hub
 
     named = hub.parse_against(against)
+    if named is None and Path(against).is_dir():
+        return {"source": Path(against)}
     if named is None:
         if not Path(against).is_file():
             raise usage_error(f"--against {against!r}: no such file")
@@ -171,14 +193,31 @@ def _hint(console: Console, found: Verification, source: Path) -> None:
             "name a source of truth: `" + command_text("verify", source) + " --against FILE`"
         )
         return
-    repair = sorted({f.file for f in found.findings if f.failure and "/" not in f.file})
-    if not repair:
+    wrong = (f for f in found.findings if f.failure and f.category not in NOT_DOWNLOADED)
+    files = sorted({finding.file for finding in wrong})
+    if not files:
         return
+    kinds = [truth.kind for truth in found.truths]
     truth = next((t for t in found.truths if t.repository), None)
+    if "source" in kinds:
+        origin = found.truths[kinds.index("source")].origin
+        intact = command_text("verify", origin)
+        console.hint(f"is the source intact? `{intact}`; if it is, convert it again with --force")
+    elif truth is None and "lingconv manifest" in kinds:
+        console.hint("write the folder again: the command that made it, with --force")
+    else:
+        console.hint(f"repair: `{_repair(files, source, truth)}`")
+
+
+def _repair(files: list[str], source: Path, truth: Truth | None) -> str:
+    """The command that downloads files again."""
     repository = truth.repository if truth and truth.repository else "ORG/NAME"
-    revision = f" --revision {truth.commit}" if truth and truth.commit else ""
-    tool = "modelscope download --model" if truth and truth.kind == "modelscope" else "hf download"
-    forced = "" if tool.startswith("modelscope") else " --force-download"
-    flag = "--local_dir" if tool.startswith("modelscope") else "--local-dir"
-    files = " ".join(repair)
-    console.hint(f"repair: `{tool} {repository} {files}{revision} {flag} {source}{forced}`")
+    revision = ["--revision", truth.commit] if truth and truth.commit else []
+    if truth and truth.kind.startswith("ModelScope"):
+        words = ["modelscope", "download", "--model", repository, *files, *revision]
+        return shlex.join([*words, "--local_dir", str(source)])
+    place = ["--local-dir", str(source)]
+    if truth and truth.kind == "Hugging Face cache":
+        # CACHE/models--ORG--NAME/snapshots/COMMIT
+        place = ["--cache-dir", str(source.absolute().parents[2])]
+    return shlex.join(["hf", "download", repository, *files, *revision, *place, "--force-download"])

@@ -12,13 +12,15 @@
 //!    front to back, journals how far it is, and publishes the manifest last. The arithmetic is in
 //!    [`numeric`]; [`dialect`] says which arithmetic a published format uses.
 //! 4. [`mod@run`] ties planner and executor together for the commands; [`trust`] finds what is known
-//!    of a source, for runs that verify it in the same pass.
+//!    of a source, for runs that verify it in the same pass; [`against`] derives a plan again, for
+//!    holding its output against the source.
 //!
 //! [`verify`] compares a folder with what is known of it, and shares the catalog's header reader,
 //! the hashes and the I/O. [`io`] is the only module that touches the file system. [`inspect`] describes a catalog,
 //! [`pieces`] lets a re-sharded folder be read as the checkpoint it was cut from,
 //! [`synth`] makes checkpoints to rehearse with. Errors are [`error::Error`] everywhere.
 
+pub mod against;
 pub mod catalog;
 pub mod companion;
 pub mod dialect;

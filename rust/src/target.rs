@@ -40,13 +40,14 @@
 
 use std::collections::BTreeMap;
 
+use globset::{Glob, GlobMatcher};
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::model::Role;
-use crate::model::parallel::Remainder;
+use crate::model::parallel::{RankOnly, Remainder};
 
 const BUILTIN: &[&str] = &[
     include_str!("../data/targets/vllm-0.32.toml"),
@@ -311,6 +312,19 @@ impl Layout {
         pattern.replace("{pp}", &stage.unwrap_or(0).to_string()).replace("{shard}", shard)
     }
 
+    /// Matches the paths of all files of these ranks; `staged` where there are several stages.
+    pub fn paths_of(&self, ranks: &RankOnly, staged: bool) -> Result<GlobMatcher> {
+        let mut glob = globset::escape(if staged { &self.stage_file } else { &self.file });
+        let keys = [("pp", ranks.pp), ("tp", ranks.tp), ("part", None), ("shard", None)];
+        for (key, rank) in keys {
+            let number = rank.map_or("*".to_owned(), |rank| rank.to_string());
+            glob = glob.replace(&format!("[{{]{key}[}}]"), &number);
+        }
+        let glob =
+            Glob::new(&glob).map_err(|e| Error::usage(format!("file name {glob:?}: {e}")))?;
+        Ok(glob.compile_matcher())
+    }
+
     /// Folder of a stage, if stages have folders of their own.
     pub fn folder(&self, stage: usize) -> Option<String> {
         let (folder, _) = self.stage_file.rsplit_once('/')?;
@@ -422,6 +436,23 @@ mod tests {
         assert!(line.starts_with("VLLM_PP_LAYER_PARTITION=41,39 vllm serve {out} "), "{line}");
         assert!(line.contains("--pipeline-parallel-size 2 --enable-expert-parallel "), "{line}");
         assert!(!target.launch(8, 2, 1, None).contains("expert"));
+    }
+
+    #[test]
+    fn files_of_ranks_are_told_by_their_names() {
+        let of = |target: &str, tp, pp, staged: bool, path: &str| {
+            let layout = Target::builtin(target).unwrap().layout;
+            layout.paths_of(&RankOnly { tp, pp }, staged).unwrap().is_match(path)
+        };
+        let path = "model-pp-1-tp-12-part-0.safetensors";
+        assert!(of("vllm-0.32", None, Some(1), true, path));
+        assert!(of("vllm-0.32", Some(12), Some(1), true, path));
+        assert!(!of("vllm-0.32", Some(1), None, true, path));
+        assert!(!of("vllm-0.32", Some(2), None, true, path));
+        assert!(!of("vllm-0.32", None, Some(0), true, path));
+        assert!(of("vllm-0.32", Some(1), Some(0), false, "model-rank-1-part-7.safetensors"));
+        assert!(of("hf", Some(3), Some(1), true, "pp1/model-00001-of-00002.safetensors"));
+        assert!(!of("hf", None, Some(1), true, "pp11/model.safetensors"));
     }
 
     #[test]

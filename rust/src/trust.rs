@@ -115,6 +115,8 @@ fn check_small_files(catalog: &Catalog, plan: &Plan, truths: Vec<Truth>) -> Resu
         damaged_truths: Vec::new(),
         subset: None,
         files: names.iter().map(|name| globset::escape(name)).collect(),
+        rank: None,
+        remake: None,
         strict: false,
         allow_config_edits: false,
         jobs: 1,

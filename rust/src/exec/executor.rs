@@ -2,14 +2,13 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
-use std::thread::ScopedJoinHandle;
 
 use serde::Serialize;
 
 use super::attest::{self, Attest, Known};
 use super::budget::{Budget, budget};
 use super::fold::{Fold, TensorReport};
+use super::jobs::run_jobs;
 use super::journal::{self, Begin, DoneRecord, Journal, PointRecord, State};
 use super::output::{Found, check_space, inspect, reset};
 use super::pipeline::{Finished, Pipeline};
@@ -19,7 +18,7 @@ use super::share::Worker;
 use super::slot::Work;
 use super::sources::Sources;
 use crate::catalog::Catalog;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::io::{Mode, PartWriter, small};
 use crate::numeric::Level;
 use crate::plan::{OutputFile, Plan, Task};
@@ -133,7 +132,9 @@ impl<'a> Run<'a> {
         let begin = Begin { plan: self.key.to_owned(), place: here };
         let journal = Journal::open(self.output(), self.options.worker, &begin)?;
         self.count(&state, &remaining);
-        self.run_jobs(&budget, &journal, &state, remaining)?;
+        run_jobs(budget.jobs, remaining, self.progress, |index| {
+            self.run_task(index, &budget, &journal, &state)
+        })?;
         let mut state = State::read(self.output())?;
         state.drop_stale(self, self.output(), &place(self.catalog));
         let outcome = publish::finish_if_last(self, &state)?;
@@ -163,43 +164,6 @@ impl<'a> Run<'a> {
             if let Some((point, _)) = state.points.get(&self.digests[*i]) {
                 self.progress.add_resumed(point.fold.outputs.iter().map(|o| o.length).sum());
             }
-        }
-    }
-
-    fn run_jobs(
-        &self,
-        budget: &Budget,
-        journal: &Journal,
-        state: &State,
-        remaining: VecDeque<usize>,
-    ) -> Result<()> {
-        let queue = Mutex::new(remaining);
-        let failure: Mutex<Option<Error>> = Mutex::new(None);
-        let work = || {
-            while !self.progress.stopped() {
-                let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                let Some(index) = next else { return };
-                let Err(error) = self.run_task(index, budget, journal, state) else { continue };
-                let mut first = failure.lock().unwrap_or_else(PoisonError::into_inner);
-                if first.as_ref().is_none_or(|e| e.kind == Kind::Cancelled) {
-                    *first = Some(error);
-                }
-                self.progress.set_halt(true);
-            }
-        };
-        std::thread::scope(|scope| {
-            let jobs: Vec<_> = (0..budget.jobs).map(|_| scope.spawn(work)).collect();
-            let joined: Vec<_> = jobs.into_iter().map(ScopedJoinHandle::join).collect();
-            if joined.iter().any(std::result::Result::is_err) {
-                return Err(Error::internal("a job's thread panicked"));
-            }
-            Ok(())
-        })?;
-        self.progress.set_halt(false);
-        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Err(error),
-            None if self.progress.stopped() => Err(Error::cancelled()),
-            None => Ok(()),
         }
     }
 
@@ -269,11 +233,11 @@ impl<'a> Run<'a> {
             record: &record,
         };
         let attest = self.attest(index, &sources, state)?;
-        let Finished { outputs, reports, writers, verified } =
+        let Finished { outputs, reports, sinks, verified } =
             pipeline.run(fold, headers, writers, attest)?;
         sources.check_unchanged()?;
         let mut mtimes_ns = Vec::with_capacity(outputs.len());
-        for (mut writer, output) in writers.into_iter().zip(&outputs) {
+        for (mut writer, output) in sinks.into_iter().zip(&outputs) {
             writer.complete()?;
             if self.options.paranoid {
                 publish::compare_on_disk(self.output(), output)?;

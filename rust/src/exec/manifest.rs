@@ -35,6 +35,8 @@ pub(super) struct Manifest<'a> {
     /// Digest of what becomes of the tensors alone.
     tensors: String,
     request: &'a Request,
+    /// config.json as it was written: a digest would not tell which keys were edited since.
+    config: Option<&'a str>,
     source: Source<'a>,
     files: Vec<File<'a>>,
     sidecars: &'a [Sidecar],
@@ -130,6 +132,7 @@ impl<'a> Manifest<'a> {
             requested: run.key,
             tensors: run.plan.tensor_digest(),
             request: &run.plan.request,
+            config: run.plan.config_text(),
             source: source(run, verified)?,
             files,
             sidecars: &run.plan.sidecars,

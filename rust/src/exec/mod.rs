@@ -2,7 +2,8 @@
 //! [`crate::transform`].
 //!
 //! - [`executor`]: a run: jobs, resume, publication
-//! - `pipeline`: one task as a ring of slots; `window`, `slot`, `fold` are its stages
+//! - `pipeline`: one task as a ring of slots; `window`, `slot`, `fold` are its stages, [`sink`] its end
+//! - [`replay`]: the same without writing, for whoever compares
 //! - [`budget`]: buffers from `--memory`; [`share`]: which tasks a worker runs
 //! - [`journal`]: what has been done; [`output`]: the folder and what is found in it
 //! - [`publish`], `manifest`: the small files, the manifest last; [`figures`]: errors of encoding
@@ -15,17 +16,22 @@ pub mod executor;
 pub mod figures;
 pub mod fold;
 pub mod hash;
+mod jobs;
 pub mod journal;
 mod manifest;
 pub mod output;
 mod pipeline;
 pub mod progress;
 pub mod publish;
+pub mod replay;
 pub mod share;
+pub mod sink;
 mod slot;
 pub mod sources;
 mod window;
 
 pub use executor::{Options, Outcome, POINT_EVERY, Run};
 pub use progress::Progress;
+pub use replay::Replay;
 pub use share::Worker;
+pub use sink::Sink;

@@ -18,10 +18,10 @@ use super::attest::{Attest, Verified};
 use super::budget::{Budget, ENCODERS, SLOTS};
 use super::fold::{DoneOutput, Fold, SavedFold, TensorReport};
 use super::progress::Progress;
+use super::sink::Sink;
 use super::slot::{Piece, Slot, Work};
 use super::window::{Window, Windows};
 use crate::error::{Error, Result};
-use crate::io::PartWriter;
 
 /// Longest time that an encoder waits for a slot without a look at the flags.
 const SLOT_PATIENCE: std::time::Duration = std::time::Duration::from_millis(20);
@@ -63,11 +63,11 @@ impl Failure {
 }
 
 /// A task that has been run to its end.
-pub(super) struct Finished {
+pub(super) struct Finished<S> {
     pub outputs: Vec<DoneOutput>,
     pub reports: Vec<TensorReport>,
-    /// Complete, not yet renamed.
-    pub writers: Vec<PartWriter>,
+    /// They have taken everything.
+    pub sinks: Vec<S>,
     /// Source files whose digests are those known.
     pub verified: Vec<Verified>,
 }
@@ -84,18 +84,18 @@ pub(super) struct Pipeline<'a> {
 }
 
 impl Pipeline<'_> {
-    /// Runs the task to its end: `headers` are the first pieces of outputs that start now. With
-    /// `attest`, the bytes read pass through it on their way to the writer.
-    pub(super) fn run(
+    /// Runs the task to its end: `headers` are the first pieces of outputs that start now, `sinks`
+    /// take the outputs. With `attest`, the bytes read pass through it on their way there.
+    pub(super) fn run<S: Sink>(
         &self,
         fold: Fold,
         headers: Vec<Piece>,
-        mut writers: Vec<PartWriter>,
+        mut sinks: Vec<S>,
         attest: Option<Attest>,
-    ) -> Result<Finished> {
+    ) -> Result<Finished<S>> {
         let start = fold.position();
         let windows = Windows::new(self.work.task, self.work.sources, self.budget.window, start)?;
-        self.write_pieces(&mut writers, &Slot::holding(headers))?;
+        self.write_pieces(&mut sinks, &Slot::holding(headers))?;
         let failure = Failure::default();
         let (free_in, free_out) = channel::<Box<Slot>>();
         let (filled_in, filled_out) = sync_channel::<Filled>(SLOTS);
@@ -105,7 +105,7 @@ impl Pipeline<'_> {
         }
         let dispatch = Mutex::new((windows, free_out));
         let panicked = || Error::internal("a worker thread panicked");
-        let (fold, writers, verified) = std::thread::scope(|scope| {
+        let (fold, sinks, verified) = std::thread::scope(|scope| {
             let mut encoders = Vec::new();
             for _ in 0..ENCODERS {
                 let filled_in = filled_in.clone();
@@ -123,21 +123,21 @@ impl Pipeline<'_> {
                     (on_out, Some(scope.spawn(work)))
                 }
             };
-            let writer = scope.spawn(|| self.write(writers, orders_out, free_in, &failure));
+            let writer = scope.spawn(|| self.write(sinks, orders_out, free_in, &failure));
             let encoded = encoders.into_iter().map(|e| e.join().map_err(|_| panicked()));
             let encoded: Result<Vec<()>> = encoded.collect();
             let fold = hasher.join().map_err(|_| panicked());
-            let writers = writer.join().map_err(|_| panicked());
+            let sinks = writer.join().map_err(|_| panicked());
             let verified = attesting.map(|a| a.join().map_err(|_| panicked())).transpose();
             encoded?;
-            Ok((fold?, writers?, verified?.unwrap_or_default()))
+            Ok((fold?, sinks?, verified?.unwrap_or_default()))
         })?;
         failure.into_result()?;
         if self.progress.stopped() {
             return Err(Error::cancelled());
         }
         let (outputs, reports) = fold.finish()?;
-        Ok(Finished { outputs, reports, writers, verified })
+        Ok(Finished { outputs, reports, sinks, verified })
     }
 
     fn encode(
@@ -244,36 +244,36 @@ impl Pipeline<'_> {
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "the encoders end when this end is dropped")]
-    fn write(
+    fn write<S: Sink>(
         &self,
-        mut writers: Vec<PartWriter>,
+        mut sinks: Vec<S>,
         orders: Receiver<Order>,
         free: Sender<Box<Slot>>,
         failure: &Failure,
-    ) -> Vec<PartWriter> {
+    ) -> Vec<S> {
         for order in orders {
             let done = match order {
-                Order::Slot(slot) => self.write_pieces(&mut writers, &slot).map(|()| {
+                Order::Slot(slot) => self.write_pieces(&mut sinks, &slot).map(|()| {
                     // Nobody waits for slots any more once the encoders have ended.
                     let _ = free.send(slot);
                 }),
-                Order::Point(saved) => writers
+                Order::Point(saved) => sinks
                     .iter_mut()
-                    .try_for_each(PartWriter::sync_point)
+                    .try_for_each(Sink::sync_point)
                     .and_then(|()| (self.record)(*saved)),
             };
             if let Err(error) = done {
                 failure.set(0, error);
-                return writers;
+                return sinks;
             }
         }
-        writers
+        sinks
     }
 
-    fn write_pieces(&self, writers: &mut [PartWriter], slot: &Slot) -> Result<()> {
+    fn write_pieces<S: Sink>(&self, sinks: &mut [S], slot: &Slot) -> Result<()> {
         for piece in &slot.pieces {
             let bytes = slot.bytes(&piece.place);
-            writers[piece.output as usize].write(bytes)?;
+            sinks[piece.output as usize].take(bytes)?;
             self.progress.add_written(bytes.len() as u64);
         }
         Ok(())

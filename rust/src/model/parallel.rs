@@ -10,9 +10,42 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::role::Axis;
+use crate::error::{Error, Result};
 
 /// Most ranks of one kind; the largest published deployments have a few hundred.
 pub const MAX_RANKS: u32 = 4096;
+
+/// Some of all ranks; what is not named means all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RankOnly {
+    /// Tensor parallel rank, from 0.
+    #[serde(default)]
+    pub tp: Option<u32>,
+    /// Pipeline stage, from 0.
+    #[serde(default)]
+    pub pp: Option<u32>,
+}
+
+impl RankOnly {
+    /// Refuses ranks that a layout of `tp` times `pp` ranks does not have.
+    pub fn check(&self, tp: u32, pp: u32) -> Result<()> {
+        for (name, rank, size) in [("tp", self.tp, tp), ("pp", self.pp, pp)] {
+            if let Some(rank) = rank.filter(|r| *r >= size) {
+                return Err(Error::usage(format!(
+                    "--rank {name}{rank}: ranks count from 0, so the last is {name}{}",
+                    size.saturating_sub(1)
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this rank is one of them.
+    pub fn includes(&self, tp: u32, pp: u32) -> bool {
+        self.tp.is_none_or(|t| t == tp) && self.pp.is_none_or(|p| p == pp)
+    }
+}
 
 /// A rectangle of a matrix, in elements. Tensors of one dimension have one column.
 #[derive(Debug, Clone, PartialEq, Eq)]

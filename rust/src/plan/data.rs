@@ -6,6 +6,7 @@ use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use super::request::Request;
+use crate::catalog::CONFIG;
 use crate::error::Result;
 use crate::exec::hash::hex;
 use crate::header::{self, Entry};
@@ -226,6 +227,20 @@ impl Step {
         merged
     }
 
+    /// Bytes that `target` adds to `tensor`: its elements or, `scale_bytes` each, its scales.
+    fn bytes_for(&self, target: &Target, tensor: usize, scale_bytes: u64) -> u64 {
+        let rows = target.rows.end - target.rows.start;
+        let cols = target.cols.end - target.cols.start;
+        match self.op.grid() {
+            _ if target.tensor as usize == tensor => rows * cols * self.op.result_unit(),
+            Some(grid) if target.scale.is_some_and(|scale| scale as usize == tensor) => {
+                let (high, wide) = grid.scale_shape(rows as usize, cols as usize);
+                (high * wide) as u64 * scale_bytes
+            }
+            _ => 0,
+        }
+    }
+
     /// Bytes of the source that are read.
     pub fn read_bytes(&self) -> u64 {
         let rows: u64 = self.needed_rows().iter().map(|r| r.end - r.start).sum();
@@ -241,6 +256,17 @@ impl Task {
         hex(&hash.finalize())
     }
 
+    /// The step that makes the byte at `offset` of a tensor of an output; none if no source holds it.
+    pub fn maker(&self, output: usize, tensor: usize, offset: u64) -> Option<&Step> {
+        let scale_bytes = self.outputs[output].tensors[tensor].dtype.bits() / 8;
+        let mut filled = 0;
+        self.steps.iter().find(|step| {
+            let own = step.targets.iter().filter(|t| t.output as usize == output);
+            filled += own.map(|t| step.bytes_for(t, tensor, scale_bytes)).sum::<u64>();
+            offset < filled
+        })
+    }
+
     /// Bytes of all outputs.
     pub fn bytes(&self) -> u64 {
         self.outputs.iter().map(|o| o.size).sum()
@@ -248,6 +274,14 @@ impl Task {
 }
 
 impl Plan {
+    /// The output's config.json.
+    pub fn config_text(&self) -> Option<&str> {
+        match &self.sidecars.iter().find(|s| s.path == CONFIG)?.content {
+            SidecarContent::Bytes(bytes) => std::str::from_utf8(bytes).ok(),
+            SidecarContent::Source(_) => None,
+        }
+    }
+
     /// Whether only the files of some ranks are written.
     pub fn is_partial(&self) -> bool {
         self.request.reshard.as_ref().is_some_and(|r| r.rank.is_some())

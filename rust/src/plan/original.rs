@@ -14,11 +14,11 @@ use flate2::read::ZlibDecoder;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::data::{OutputFile, Plan, SidecarContent, Step, Target, Task};
+use super::data::{OutputFile, Plan, Step, Target, Task};
 use super::request::Request;
 use super::reshard::Reshard;
 use super::shard_task::plan_shards;
-use crate::catalog::{CONFIG, Catalog, MANIFEST, MAX_INDEX, ReadHeader, read_headers};
+use crate::catalog::{Catalog, MANIFEST, MAX_INDEX, ReadHeader, read_headers};
 use crate::dialect::Dialect;
 use crate::error::{Error, Result};
 use crate::exec::hash::hex;
@@ -91,6 +91,7 @@ pub fn open(path: &Path) -> Result<Catalog> {
     let manifest: Manifest = serde_json::from_slice(&bytes)
         .map_err(|e| damaged(Error::invalid(format!("unreadable manifest: {e}"))))?;
     drop(bytes);
+    manifest.request.check().map_err(damaged)?;
     let mut original = manifest.source.catalog(&root).map_err(damaged)?;
     // Its shards are no files here, which the planner has to know.
     original.pieces = Some(Pieces::default());
@@ -233,11 +234,7 @@ fn written(original: &Catalog, plan: &Plan) -> Result<Catalog> {
         let stamp = Stamp { size: output.size, mtime_ns: 0, ctime_ns: 0 };
         Ok((output.path.clone(), ReadHeader { header, raw, stamp }))
     });
-    let config = plan.sidecars.iter().find(|s| s.path == CONFIG).map(|s| &s.content);
-    let config = match config {
-        Some(SidecarContent::Bytes(bytes)) => String::from_utf8(bytes.clone()).ok(),
-        _ => original.config_text.clone(),
-    };
+    let config = plan.config_text().map(str::to_owned).or_else(|| original.config_text.clone());
     let mut catalog =
         Catalog::assemble(original.root.clone(), config, shards.collect::<Result<_>>()?)?;
     catalog.raw_index.clone_from(&original.raw_index);

@@ -107,14 +107,17 @@ impl Request {
     pub fn parse(json: &str) -> Result<Self> {
         let request: Self = serde_json::from_str(json)
             .map_err(|e| Error::usage(format!("malformed request: {e}")))?;
-        match request.rope_yarn {
+        request.check()?;
+        Ok(request)
+    }
+
+    /// Refuses values that make no sense for any checkpoint.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.rope_yarn {
             Some(factor) if !(factor > 1.0 && factor <= MAX_YARN) => Err(Error::usage(format!(
                 "--rope-yarn takes a factor above 1 and at most {MAX_YARN}, not {factor}"
             ))),
-            _ => {
-                request.reshard.as_ref().map_or(Ok(()), Reshard::check)?;
-                Ok(request)
-            }
+            _ => self.reshard.as_ref().map_or(Ok(()), Reshard::check),
         }
     }
 

@@ -1,11 +1,14 @@
 //! Folders that `reshard` cut for the ranks of an engine: their files are no checkpoint, and every
 //! rank has tensors of the same names. What they should be, only the manifest knows.
 
+use globset::GlobMatcher;
 use serde::Deserialize;
 
-use crate::catalog::MANIFEST;
+use crate::catalog::{CONFIG, INDEX, MANIFEST};
+use crate::error::{Error, Result};
 use crate::io::Root;
 use crate::io::root::check_name;
+use crate::model::parallel::{MAX_RANKS, RankOnly};
 use crate::target::{Form, Target};
 
 /// Longest manifest that is read.
@@ -17,15 +20,17 @@ struct Manifest {
     files: Vec<File>,
 }
 
-#[derive(Deserialize)]
-struct Request {
+/// The part of a request that tells the layout.
+#[derive(Debug, Deserialize)]
+pub(super) struct Request {
     reshard: Option<Reshard>,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 struct Reshard {
     target: String,
     target_file: Option<String>,
+    tp: u32,
     pp: u32,
 }
 
@@ -34,23 +39,96 @@ struct File {
     path: String,
 }
 
-impl Reshard {
-    /// Whether a file holds a part of the checkpoint that makes no sense without its rank.
-    fn is_cut(&self) -> bool {
-        let target = match &self.target_file {
+/// How a folder was cut.
+#[derive(Debug, Clone)]
+pub struct Cut {
+    /// The files of all ranks.
+    files: Vec<String>,
+    /// `None` for one that this version does not know.
+    target: Option<Target>,
+    tp: u32,
+    pp: u32,
+}
+
+/// The files that a node needs which holds only some ranks.
+pub(super) struct Share {
+    ranks: RankOnly,
+    own: GlobMatcher,
+    /// Folders of the stages, if they have some.
+    folders: Vec<(u32, String)>,
+}
+
+impl Cut {
+    /// How the folder was cut that `request` made of these files; `None` if its files make sense
+    /// without their ranks.
+    pub(super) fn of(request: &Request, files: Vec<String>) -> Option<Self> {
+        let reshard = request.reshard.as_ref()?;
+        let target = match &reshard.target_file {
             Some(text) => Target::parse(text).ok(),
-            None => Target::builtin(&self.target),
+            None => Target::builtin(&reshard.target),
         };
-        self.pp > 1 || target.is_none_or(|t| t.layout.form == Form::Ranks)
+        let by_rank = target.as_ref().is_none_or(|t| t.layout.form == Form::Ranks);
+        let sound = files.iter().all(|n| check_name(n).is_ok());
+        let cut = (reshard.pp > 1 || by_rank) && sound;
+        cut.then_some(Self { files, target, tp: reshard.tp, pp: reshard.pp })
+    }
+
+    /// What the folder's own manifest says.
+    pub(super) fn read(root: &Root) -> Option<Self> {
+        let bytes = root.read(MANIFEST, MAX_MANIFEST).ok()??;
+        let manifest: Manifest = serde_json::from_slice(&bytes).ok()?;
+        Self::of(&manifest.request, manifest.files.into_iter().map(|f| f.path).collect())
+    }
+
+    /// Files with tensors, of all ranks.
+    pub(super) fn files(&self) -> &[String] {
+        &self.files
+    }
+
+    /// Small files that no rank can do without.
+    pub(super) fn small_files(&self) -> Vec<String> {
+        let mut names = vec![CONFIG.to_owned()];
+        let indexed = self.target.as_ref().is_some_and(|t| t.layout.form == Form::Stages);
+        for (_, folder) in self.folders() {
+            if self.files.iter().any(|name| lies_in(name, &folder)) {
+                names.push(format!("{folder}/{CONFIG}"));
+                names.extend(indexed.then(|| format!("{folder}/{INDEX}")));
+            }
+        }
+        names
+    }
+
+    fn folders(&self) -> Vec<(u32, String)> {
+        let layout = self.target.as_ref().filter(|_| self.pp > 1).map(|t| &t.layout);
+        let folder = |stage| Some((stage, layout?.folder(stage as usize)?));
+        (0..self.pp.min(MAX_RANKS)).filter_map(folder).collect()
+    }
+
+    /// The share of these ranks. [`crate::error::Kind::Usage`] for ranks that there are none of.
+    pub(super) fn share(&self, ranks: RankOnly) -> Result<Share> {
+        ranks.check(self.tp, self.pp)?;
+        let target = self.target.as_ref().ok_or_else(|| {
+            Error::usage("--rank: the folder was cut for a target that is not known here")
+        })?;
+        let own = target.layout.paths_of(&ranks, self.pp > 1)?;
+        Ok(Share { ranks, own, folders: self.folders() })
     }
 }
 
-/// The files of a folder that was cut for ranks, as its manifest lists them; `None` for any other
-/// folder.
-pub(super) fn files(root: &Root) -> Option<Vec<String>> {
-    let bytes = root.read(MANIFEST, MAX_MANIFEST).ok()??;
-    let manifest: Manifest = serde_json::from_slice(&bytes).ok()?;
-    let cut = manifest.request.reshard.is_some_and(|r| r.is_cut());
-    let names: Vec<String> = manifest.files.into_iter().map(|f| f.path).collect();
-    (cut && names.iter().all(|n| check_name(n).is_ok())).then_some(names)
+fn lies_in(name: &str, folder: &str) -> bool {
+    name.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
+}
+
+impl Share {
+    /// Whether a file belongs to it. Where stages have folders of their own, a node may hold nothing
+    /// beside them, so other small files do only if they are `present`.
+    pub(super) fn has(&self, name: &str, present: bool) -> bool {
+        if name.ends_with(".safetensors") {
+            return self.own.is_match(name);
+        }
+        match self.folders.iter().find(|(_, folder)| lies_in(name, folder)) {
+            Some((stage, _)) => self.ranks.pp.is_none_or(|own| own == *stage),
+            None => present || self.folders.is_empty(),
+        }
+    }
 }

@@ -2,61 +2,27 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
-use globset::{Glob, GlobSet, GlobSetBuilder};
-
-use super::digests::{Expected, Truth};
+use super::cut::Cut;
+use super::digests::{self, Expected, Truth};
 use super::findings::{Category, Finding, Report, UsedTruth, Verdict};
 use super::reading::{FileJob, Reading, read_file};
+use super::remake::Remake;
+use super::selection::{Selection, Subset};
 use super::state::SavedState;
 use super::structure::{Structure, examine, stand_in, start_of};
-use super::{Level, folder};
+use super::{Level, edits, folder};
 use crate::catalog::{CONFIG, MANIFEST};
 use crate::error::{Error, Result};
 use crate::exec::Progress;
 use crate::exec::publish::{SELF_ATTESTED, SUMS, sum_line};
 use crate::io::{Mode, Root, small};
+use crate::model::parallel::RankOnly;
 
 /// Form of the report.
 const SCHEMA: &str = "lingconv.verify/1";
-
-/// Which share of the files to read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Subset {
-    /// Part `index` of `count`, counted from 1.
-    Part {
-        /// 1 to `count`.
-        index: usize,
-        /// Parts in all.
-        count: usize,
-    },
-    /// About this share, the same files every time.
-    Percent(u32),
-}
-
-impl FromStr for Subset {
-    type Err = Error;
-    fn from_str(text: &str) -> Result<Self> {
-        let bad = || {
-            Error::usage(format!("{text:?} is no subset"))
-                .hint("a share such as 10%, or a part such as 3/10")
-        };
-        if let Some(percent) = text.strip_suffix('%') {
-            let percent: u32 = percent.parse().map_err(|_| bad())?;
-            return if (1..=100).contains(&percent) {
-                Ok(Self::Percent(percent))
-            } else {
-                Err(bad())
-            };
-        }
-        let (index, count) = text.split_once('/').ok_or_else(bad)?;
-        let (index, count) = (index.parse().map_err(|_| bad())?, count.parse().map_err(|_| bad())?);
-        if index >= 1 && index <= count { Ok(Self::Part { index, count }) } else { Err(bad()) }
-    }
-}
 
 /// What to verify, and how.
 #[derive(Debug)]
@@ -71,6 +37,10 @@ pub struct Options {
     pub subset: Option<Subset>,
     /// Look only at files that match one of these globs; empty: all.
     pub files: Vec<String>,
+    /// Look only at what these ranks need.
+    pub rank: Option<RankOnly>,
+    /// The source that the folder was made of, to hold it against.
+    pub remake: Option<Remake>,
     /// Notes fail the verification.
     pub strict: bool,
     /// A config.json that is not the published one is a note.
@@ -91,9 +61,11 @@ pub struct Options {
 pub fn verify(path: &Path, options: &Options, progress: &Progress) -> Result<Report> {
     let root = Root::open(path)?;
     let names = root.names(folder::DEPTH)?;
-    let globs = compile(&options.files)?;
-    let selected = |name: &str| globs.as_ref().is_none_or(|g| g.is_match(name));
-    let structure = examine(&root, &names, &selected)?;
+    let told = options.truths.iter().find_map(|t| t.cut.clone());
+    let cut = told.or_else(|| Cut::read(&root));
+    let selection = Selection::new(&options.files, options.rank, cut.as_ref(), &names)?;
+    let selected = |name: &str| selection.has(name);
+    let structure = examine(&root, &names, cut.as_ref(), &selected)?;
     let mut run = Verification { root, options, names, structure, findings: Vec::new() };
     run.findings.append(&mut run.structure.findings);
     run.findings.extend(options.damaged_truths.iter().cloned());
@@ -112,23 +84,14 @@ pub fn verify(path: &Path, options: &Options, progress: &Progress) -> Result<Rep
 /// Writes sums that `sha256sum -c` takes, marked as our own word unless a trusted source agreed.
 fn write_sums(path: &Path, mut sums: Vec<(String, String)>, report: &Report) -> Result<()> {
     sums.sort_unstable();
+    // That a source makes the same bytes again says nothing about the source.
+    let told = |t: &UsedTruth| !t.self_attested && t.kind != digests::Kind::Source.to_string();
     let trusted = report.verdict == Verdict::Ok
         && report.uncovered.is_empty()
-        && report.truths.iter().any(|t| !t.self_attested);
+        && report.truths.iter().any(told);
     let mut text = if trusted { String::new() } else { SELF_ATTESTED.to_owned() };
     text.extend(sums.iter().map(|(name, sum)| sum_line(name, sum)));
     small::write_durable(path, text.as_bytes())
-}
-
-fn compile(globs: &[String]) -> Result<Option<GlobSet>> {
-    if globs.is_empty() {
-        return Ok(None);
-    }
-    let mut builder = GlobSetBuilder::new();
-    for glob in globs {
-        builder.add(Glob::new(glob).map_err(|e| Error::usage(format!("--files: {e}")))?);
-    }
-    builder.build().map(Some).map_err(|e| Error::usage(format!("--files: {e}")))
 }
 
 struct Verification<'a> {
@@ -137,6 +100,11 @@ struct Verification<'a> {
     names: Vec<String>,
     structure: Structure,
     findings: Vec<Finding>,
+}
+
+/// Whether a file is the model's configuration, or a stage's copy of it.
+fn is_config(name: &str) -> bool {
+    name.rsplit('/').next() == Some(CONFIG)
 }
 
 /// Files that describe the folder and are in no source of truth about its content.
@@ -224,45 +192,66 @@ impl Verification<'_> {
 
     fn size_finding(&self, name: &str, size: u64, wanted: u64, origin: &str) -> Finding {
         let message = format!("{size} bytes, {wanted} by {origin}");
-        if name == CONFIG {
-            return Finding::failure(Category::ConfigEdited, name, message);
-        }
         let start = self.root.file(name).ok().and_then(|file| start_of(&file));
         let category = start.and_then(|(start, _)| stand_in(&start));
-        let by_size = if size < wanted { Category::Truncated } else { Category::Size };
+        let by_size = match size < wanted {
+            _ if is_config(name) => Category::ConfigEdited,
+            true => Category::Truncated,
+            false => Category::Size,
+        };
         Finding::failure(category.unwrap_or(by_size), name, message)
     }
 
-    /// Reads what the level asks for; `None` where no byte needs to be read.
-    fn read(&mut self, sound: Vec<(String, u64)>, progress: &Progress) -> Result<Reading> {
+    /// The files that the level asks to be read, the largest first.
+    fn jobs(&self, sound: Vec<(String, u64)>) -> Vec<FileJob<'_>> {
         let content = self.options.level == Level::Content;
-        let failed: BTreeSet<String> = self
-            .findings
-            .iter()
-            .filter(|f| f.category == Category::Header)
-            .map(|f| f.file.clone())
-            .collect();
+        let failed = |name: &str| {
+            self.findings.iter().any(|f| f.category == Category::Header && f.file == name)
+        };
         if self.options.level < Level::Checksums {
-            return Ok(Reading::default());
+            return Vec::new();
         }
         let shards: BTreeMap<&str, _> =
             self.structure.shards.iter().map(|s| (s.name.as_str(), s)).collect();
-        let mut jobs: VecDeque<FileJob> = VecDeque::new();
-        for (name, size) in self.in_subset(sound) {
+        let mut jobs = Vec::new();
+        let sound = match self.options.subset {
+            Some(subset) => subset.of(sound),
+            None => sound,
+        };
+        for (name, size) in sound {
             let expected: Vec<&Expected> = self.expected(&name).map(|(_, e)| e).collect();
             let digests = expected.iter().flat_map(|e| e.digests.clone()).collect::<Vec<_>>();
             let scanned = content && shards.contains_key(name.as_str());
             let sum = self.options.write_sums.is_some();
-            if digests.is_empty() && !scanned && !sum {
+            if digests.is_empty() && !scanned && !sum && !self.is_remade(&name) {
                 continue;
             }
             let tensors = expected.iter().flat_map(|e| e.tensors.clone()).collect();
-            let shard =
-                if failed.contains(&name) { None } else { shards.get(name.as_str()).copied() };
-            jobs.push_back(FileJob { name, size, digests, tensors, shard, content: scanned, sum });
+            let shard = shards.get(name.as_str()).copied().filter(|_| !failed(&name));
+            jobs.push(FileJob { name, size, digests, tensors, shard, content: scanned, sum });
         }
-        jobs.make_contiguous().sort_by_key(|j| std::cmp::Reverse(j.size));
-        progress.total.store(jobs.iter().map(|j| j.size).sum(), Ordering::Relaxed);
+        jobs.sort_by_key(|j| std::cmp::Reverse(j.size));
+        jobs
+    }
+
+    fn is_remade(&self, name: &str) -> bool {
+        self.options.remake.as_ref().is_some_and(|remake| remake.makes(name))
+    }
+
+    /// Reads what the level asks for, each file once.
+    fn read(&self, sound: Vec<(String, u64)>, progress: &Progress) -> Result<Reading> {
+        let (remade, plain): (Vec<_>, Vec<_>) =
+            self.jobs(sound).into_iter().partition(|job| self.is_remade(&job.name));
+        let total = plain.iter().map(|j| j.size).sum();
+        progress.total.store(total, Ordering::Relaxed);
+        let mut reading = self.read_plain(plain.into(), progress)?;
+        if let Some(remake) = &self.options.remake {
+            reading.merge(remake.compare(&self.root, remade, self.options, progress)?);
+        }
+        Ok(reading)
+    }
+
+    fn read_plain(&self, jobs: VecDeque<FileJob>, progress: &Progress) -> Result<Reading> {
         let saved = match &self.options.state {
             Some(state) => Some(SavedState::open(state, self.root.path(), self.options.fresh)?),
             None => None,
@@ -292,27 +281,16 @@ impl Verification<'_> {
         Ok(reading.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn in_subset(&self, mut files: Vec<(String, u64)>) -> Vec<(String, u64)> {
-        let mut at = 0;
-        match self.options.subset {
-            None => {}
-            Some(Subset::Part { index, count }) => files.retain(|_| {
-                at += 1;
-                (at - 1) % count == index - 1
-            }),
-            Some(Subset::Percent(percent)) => files.retain(|(name, _)| {
-                xxhash_rust::xxh3::xxh3_64(name.as_bytes()) % 100 < u64::from(percent)
-            }),
-        }
-        files
-    }
-
     fn report(mut self, reading: Reading, selected: &dyn Fn(&str) -> bool) -> Report {
         let mut findings = std::mem::take(&mut self.findings);
         findings.extend(reading.findings);
         for finding in &mut findings {
-            if finding.file == CONFIG && finding.category == Category::Checksum {
+            if is_config(&finding.file) && finding.category == Category::Checksum {
                 finding.category = Category::ConfigEdited;
+            }
+            if finding.category == Category::ConfigEdited {
+                let words = edits::words(&self.root, &finding.file, &self.options.truths);
+                finding.message = format!("{}; {words}", finding.message);
             }
             finding.failure = match finding.category {
                 Category::ConfigEdited => !self.options.allow_config_edits,
@@ -324,7 +302,9 @@ impl Verification<'_> {
         });
         findings.dedup();
         let files: Vec<&String> = self.names.iter().filter(|n| selected(n)).collect();
-        let covered = |name: &str| self.expected(name).any(|(_, e)| !e.digests.is_empty());
+        let covered = |name: &str| {
+            self.is_remade(name) || self.expected(name).any(|(_, e)| !e.digests.is_empty())
+        };
         let compared = self.options.level >= Level::Checksums;
         let verdict = if findings.iter().any(|f| f.failure) {
             Verdict::Failed

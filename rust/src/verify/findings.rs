@@ -8,6 +8,8 @@ use serde::Serialize;
 pub enum Category {
     /// Right size, wrong bytes.
     Checksum,
+    /// Not the bytes that the plan makes of the source.
+    Difference,
     /// Another size than the source of truth says.
     Size,
     /// Shorter than its own header or the source of truth says.

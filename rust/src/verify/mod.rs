@@ -3,24 +3,30 @@
 //! Four levels, each including the ones before: headers, sizes, checksums, content. What a file
 //! should be is said by a source of truth ([`digests`]); what a checkpoint should be is said by its
 //! own index, headers and config ([`structure`]). Bytes are read once for everything that needs
-//! them ([`engine`]): whole-file digests, digests of tensors, and the scan of [`content`].
+//! them ([`engine`]): whole-file digests, digests of tensors, and the scan of [`content`]. What was
+//! converted can also be held against its source, converted again ([`remake`]).
 //!
 //! Nothing here stops at the first problem. Every problem becomes a [`Finding`] with a category, a
 //! file and, where possible, a tensor; the caller decides what they mean for the exit code by
 //! [`Report::verdict`].
 
+mod compared;
 pub mod content;
-mod cut;
+pub mod cut;
 pub mod digests;
+pub(crate) mod edits;
 pub mod engine;
 pub mod findings;
 mod folder;
 mod reading;
+pub mod remake;
+pub mod selection;
 pub mod state;
 pub mod structure;
 
 pub use engine::{Options, verify};
 pub use findings::{Category, Finding, Report, Verdict};
+pub use remake::Remake;
 
 use std::path::Path;
 use std::str::FromStr;

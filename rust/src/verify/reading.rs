@@ -159,7 +159,14 @@ pub(super) fn read_file(
     Ok(reading)
 }
 
-fn compare(job: &FileJob, found: &Remembered, reading: &mut Reading, tensor_named: bool) {
+/// Compares the digests of a file with those it should have. `tensor_named`: a tensor of it is
+/// known to be wrong.
+pub(super) fn compare(
+    job: &FileJob,
+    found: &Remembered,
+    reading: &mut Reading,
+    tensor_named: bool,
+) {
     reading.sums.extend(found.sha256.iter().map(|sum| (job.name.clone(), sum.clone())));
     let wrong = job.digests.iter().find(|d| found.get(d.algorithm) != Some(&d.hex));
     match wrong {

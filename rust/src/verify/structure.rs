@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use serde_json::Value;
 
-use super::cut;
+use super::cut::Cut;
 use super::findings::{Category, Finding};
 use crate::catalog::{CONFIG, INDEX, MAX_CONFIG, MAX_INDEX, ReadHeader, read_header, read_json};
 use crate::companion;
@@ -45,17 +45,18 @@ pub struct Structure {
 
 type Places<'s> = HashMap<&'s str, (usize, &'s Entry)>;
 
-/// Examines `root`; `selected` narrows the files. [`Kind::Invalid`] only if no list of files can be
-/// made.
+/// Examines `root`, which was perhaps `cut` for ranks; `selected` narrows the files.
+/// [`Kind::Invalid`] only if no list of files can be made.
 pub fn examine(
     root: &Root,
     files: &[String],
+    cut: Option<&Cut>,
     selected: &dyn Fn(&str) -> bool,
 ) -> Result<Structure> {
     let mut structure = Structure::default();
-    if let Some(files) = cut::files(root) {
-        structure.required.insert(CONFIG.into());
-        for name in files.iter().filter(|name| selected(name)) {
+    if let Some(cut) = cut {
+        structure.required.extend(cut.small_files());
+        for name in cut.files().iter().filter(|name| selected(name)) {
             structure.required.insert(name.clone());
             structure.read_shard(root, name);
         }

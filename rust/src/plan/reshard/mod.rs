@@ -12,7 +12,7 @@ mod request;
 mod stages;
 mod tasks;
 
-pub use request::{RankOnly, Reshard};
+pub use request::Reshard;
 
 use std::collections::HashSet;
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::model::parallel::MAX_RANKS;
+use crate::model::parallel::{MAX_RANKS, RankOnly};
 use crate::target::Target;
 
 /// Bytes of a part unless the user says otherwise.
@@ -44,18 +44,6 @@ pub struct Reshard {
     pub partial: bool,
 }
 
-/// Ranks whose files are written; what is not named means all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RankOnly {
-    /// Tensor parallel rank, from 0.
-    #[serde(default)]
-    pub tp: Option<u32>,
-    /// Pipeline stage, from 0.
-    #[serde(default)]
-    pub pp: Option<u32>,
-}
-
 /// A number format to encode to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -79,16 +67,7 @@ impl Reshard {
         if self.shard_size == 0 {
             return Err(Error::usage("--shard-size of 0 bytes"));
         }
-        let rank = self.rank.unwrap_or(RankOnly { tp: None, pp: None });
-        for (name, rank, size) in [("tp", rank.tp, self.tp), ("pp", rank.pp, self.pp)] {
-            if let Some(rank) = rank.filter(|r| *r >= size) {
-                return Err(Error::usage(format!(
-                    "--rank {name}{rank}: ranks count from 0, so the last is {name}{}",
-                    size - 1
-                )));
-            }
-        }
-        Ok(())
+        self.rank.unwrap_or_default().check(self.tp, self.pp)
     }
 
     /// Target and layout in words.
@@ -106,8 +85,7 @@ impl Reshard {
     /// Whether files of stage `pp` are written, and of which ranks of `all`.
     pub(super) fn selected(&self, pp: u32, all: std::ops::Range<u32>) -> Vec<u32> {
         let Some(only) = self.rank else { return all.collect() };
-        let of_stage = only.pp.is_none_or(|p| p == pp);
-        all.filter(|tp| of_stage && only.tp.is_none_or(|t| t == *tp)).collect()
+        all.filter(|tp| only.includes(*tp, pp)).collect()
     }
 
     /// The target asked for.

@@ -5,6 +5,7 @@ use serde::Deserialize;
 use super::json::{self, Rows};
 use super::{Algorithm, Expected, FileDigest, Kind, TensorDigest, Truth, lower_hex, quoted};
 use crate::error::{Error, Result};
+use crate::verify::cut::{self, Cut};
 
 /// How the names of all versions of the form begin, and the version that is read.
 const SCHEMA: &str = "lingconv.manifest/";
@@ -18,6 +19,10 @@ struct Manifest {
     files: Rows<File>,
     #[serde(default)]
     sidecars: Option<Rows<Sidecar>>,
+    #[serde(default)]
+    request: Option<cut::Request>,
+    #[serde(default)]
+    config: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -55,6 +60,9 @@ pub(super) fn parse(text: &str, origin: &str) -> Result<Truth> {
     }
     let mut truth = Truth::new(Kind::Manifest, origin);
     (truth.lists_everything, truth.self_attested) = (true, true);
+    truth.config = manifest.config;
+    let names = manifest.files.0.iter().map(|f| f.path.clone()).collect();
+    truth.cut = manifest.request.and_then(|request| Cut::of(&request, names));
     for file in manifest.files.0 {
         let digests = vec![FileDigest::new(Algorithm::Sha256, &file.sha256)?];
         let tensors = tensors(file.tensors.0, file.data_start, file.size).map_err(|e| Error {

@@ -28,6 +28,7 @@ use crate::error::{Error, Kind as ErrorKind, Result};
 use crate::exec::publish::SUMS;
 use crate::io::root::check_name;
 use crate::io::{Root, small};
+use crate::verify::cut::Cut;
 
 /// Most files that a source may list.
 pub const MAX_FILES: usize = 1_000_000;
@@ -164,6 +165,8 @@ pub enum Kind {
     Signing,
     /// git-lfs pointers.
     Lfs,
+    /// The source of a conversion, converted again.
+    Source,
 }
 
 impl fmt::Display for Kind {
@@ -177,6 +180,7 @@ impl fmt::Display for Kind {
             Self::Manifest => "lingconv manifest",
             Self::Signing => "model-signing bundle",
             Self::Lfs => "git-lfs pointers",
+            Self::Source => "source",
         })
     }
 }
@@ -205,10 +209,14 @@ pub struct Truth {
     pub mixed: Vec<(String, String)>,
     /// What the user should know about the source itself.
     pub notes: Vec<String>,
+    /// How the folder was cut for ranks, where it says so.
+    pub cut: Option<Cut>,
+    /// The text of config.json, where it says more than a digest.
+    pub config: Option<String>,
 }
 
 impl Truth {
-    fn new(kind: Kind, origin: &str) -> Self {
+    pub(super) fn new(kind: Kind, origin: &str) -> Self {
         Self {
             kind,
             origin: origin.to_owned(),
@@ -220,6 +228,8 @@ impl Truth {
             commits: Vec::new(),
             mixed: Vec::new(),
             notes: Vec::new(),
+            cut: None,
+            config: None,
         }
     }
 
@@ -229,7 +239,7 @@ impl Truth {
     }
 
     /// Adds what is said of one file. Refuses hostile names and contradictions.
-    fn add(&mut self, name: &str, expected: Expected) -> Result<()> {
+    pub(super) fn add(&mut self, name: &str, expected: Expected) -> Result<()> {
         check_path(name)?;
         if let Some(known) = self.files.get_mut(name) {
             return known.merge(expected).ok_or_else(|| {
@@ -274,6 +284,7 @@ pub fn parse(text: &str, origin: &str, kind_hint: Option<Kind>) -> Result<Truth>
         Kind::Manifest => manifest::parse(text, origin),
         Kind::Signing => signing::parse(text, origin),
         Kind::Lfs => lfs::parse(text, origin),
+        Kind::Source => Err(Error::internal("a source is a folder, not a text")),
     };
     let truth = read().map_err(|e| e.at(origin))?;
     if truth.files.is_empty() {

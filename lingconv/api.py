@@ -82,6 +82,7 @@ class Reshard:
     keep_mtp: bool = False
     rank: dict[str, int] | None = None
     partial: bool = False
+    experts: str | None = None
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ def _layout_suffix(layout: api.Reshard) -> str:
     target = layout.target.replace("-", "", 1)
     cut = "" if target in ("hf", "sglang") else f"-tp{layout.tp}"
     rank = "".join(f"-only-{name}{n}" for name, n in (layout.rank or {}).items())
-    return f"-{target}{cut}-pp{layout.pp}{expert}{encoded}{rank}"
+    order = "-reordered" if layout.experts else ""
+    return f"-{target}{cut}-pp{layout.pp}{expert}{encoded}{order}{rank}"
 
 
 def convert(session: Session, job: Job, *, save: Path | None, explain: str | None) -> None:

@@ -19,6 +19,7 @@ from lingconv.units import parse_size
 
 F = TypeVar("F", bound=Callable[..., Any])
 HUB = "hf://"
+MAX_TEXT = 64 << 20
 
 
 class Parsed(click.ParamType[Any]):
@@ -53,16 +54,22 @@ FOLDER = click.Path(path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-def _text_of(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> str | None:
+def text_of(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> str | None:
+    """The text of the file that an option names."""
     return None if path is None else read_text(path)
 
 
 def read_text(path: Path) -> str:
     """A small text file that the user named."""
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(MAX_TEXT + 1)
+        text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise usage_error(f"cannot read: {error}", path=str(path)) from None
+    if len(data) > MAX_TEXT:
+        raise usage_error(f"more than {MAX_TEXT:,} bytes", path=str(path))
+    return text
 
 
 def _source(_ctx: click.Context, _param: click.Parameter, value: str) -> Path:
@@ -81,14 +88,14 @@ arch_option = click.option(
     "--arch",
     "arch_file",
     type=FILE,
-    callback=_text_of,
+    callback=text_of,
     metavar="FILE",
     help="An architecture file instead of the built-in ones.",
 )
 dialect_file_option = click.option(
     "--dialect-file",
     type=FILE,
-    callback=_text_of,
+    callback=text_of,
     metavar="FILE",
     help="A dialect file instead of a built-in one.",
 )

@@ -21,6 +21,7 @@ from lingconv.cli.options import (
     read_text,
     run_options,
     source_argument,
+    text_of,
 )
 from lingconv.cli.session import Session
 from lingconv.errors import usage_error
@@ -86,6 +87,13 @@ def _layers(text: str) -> list[int]:
     is_flag=True,
     help="Restore what there is, where something was left out or encoded.",
 )
+@click.option(
+    "--experts",
+    type=FILE,
+    callback=text_of,
+    metavar="MAP",
+    help="Reorder each layer's experts: a map as `lingconv experts place` writes it.",
+)
 @encoding_options
 @arch_option
 @plan_options
@@ -108,6 +116,11 @@ def command(
 
     DST is by default a sibling of SRC named after target and layout. The options from --dialect to
     --report are those of quantize and need --format fp8.
+
+    --experts moves experts, their scales, router rows and bias together, so that the model computes
+    the same; a map that would let the router reach other experts is refused. MAP counts experts as
+    the original does. Cutting such a folder again keeps the order, and only the same map can be
+    given again; --target hf with one stage puts the original together.
     """
     from lingconv.api import Request, Reshard
     from lingconv.cli.convert import convert, prepare
@@ -117,7 +130,7 @@ def command(
         refuse_encoding(context)
     if drop_mtp and options["keep_mtp"]:
         raise usage_error("--drop-mtp and --keep-mtp contradict one another")
-    names = ("tp", "pp", "ep", "pp_layers", "shard_size", "keep_mtp", "partial", "rank")
+    names = ("tp", "pp", "ep", "pp_layers", "shard_size", "keep_mtp", "partial", "rank", "experts")
     layout = Reshard(
         target=_profile(target) if target_file is None else target_file.stem,
         target_file=None if target_file is None else read_text(target_file),

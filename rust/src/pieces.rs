@@ -86,6 +86,8 @@ pub struct Pieces {
     pub layout: String,
     /// What the original had and these files do not, a line each.
     pub lost: Vec<String>,
+    /// The map of experts that these files follow, where their order is not the original's.
+    pub experts: Option<String>,
 }
 
 impl InPieces {
@@ -132,7 +134,8 @@ impl InPieces {
                 && p.bytes.start < piece.bytes.end
                 && piece.bytes.start < p.bytes.end
         };
-        piece.copy = self.pieces.iter().any(overlaps);
+        // Copies follow closely, so the search begins at the end.
+        piece.copy = self.pieces.iter().rev().any(overlaps);
         self.pieces.push(piece);
     }
 }

@@ -149,6 +149,34 @@ impl Model {
         whole
     }
 
+    /// A map of experts that the seed shuffles, and what the tensors are in that order.
+    fn reordered(&self, whole: &Whole) -> (String, Whole) {
+        let (mut rows, mut moved) = (Vec::new(), whole.clone());
+        for layer in 0..self.layers {
+            let mut order: Vec<u64> = (0..self.experts).collect();
+            if layer >= self.dense {
+                order.sort_by_key(|e| {
+                    (e + 1).wrapping_mul(self.seed | 1) ^ (self.seed >> 7) ^ layer
+                });
+            }
+            for (new, old) in order.iter().enumerate().filter(|_| layer >= self.dense) {
+                for part in ["gate", "up", "down"] {
+                    let of =
+                        |e: u64| format!("model.layers.{layer}.mlp.experts.{e}.{part}_proj.weight");
+                    moved.insert(of(new as u64), whole[&of(*old)].clone());
+                }
+                for (name, width) in [("weight", self.hidden as usize * 2), ("expert_bias", 4)] {
+                    let name = format!("model.layers.{layer}.mlp.gate.{name}");
+                    let row = &whole[&name].2[*old as usize * width..][..width];
+                    let to = &mut moved.get_mut(&name).unwrap().2[new * width..][..width];
+                    to.copy_from_slice(row);
+                }
+            }
+            rows.push(order);
+        }
+        (json!({ "physical_to_logical_map": rows }).to_string(), moved)
+    }
+
     /// What rank `rank` of `tp` holds of all layers, by vLLM's own rules on whole tensors.
     #[expect(clippy::too_many_lines, reason = "the engine's rules, to be read at one go")]
     fn rank(&self, whole: &Whole, layout: &Layout, rank: u64) -> BTreeMap<String, Vec<u8>> {
@@ -250,10 +278,15 @@ impl Model {
 }
 
 fn reshard(source: &Path, layout: &Layout, target: &str, out: &Path) -> u64 {
+    reorder(source, layout, target, None, out)
+}
+
+/// As [`reshard`], with a map of experts.
+fn reorder(source: &Path, layout: &Layout, target: &str, map: Option<&str>, out: &Path) -> u64 {
     let catalog: Catalog = original::open(source).unwrap();
     let request = json!({ "verb": "reshard", "reshard": {
         "target": target, "tp": layout.tp, "pp": layout.pp, "ep": layout.ep,
-        "shard_size": layout.part,
+        "shard_size": layout.part, "experts": map,
     }});
     let plan = plan::build(&catalog, &Request::parse(&request.to_string()).unwrap()).unwrap();
     run(&catalog, &plan, &options(out.to_path_buf())).unwrap().1
@@ -299,5 +332,47 @@ proptest! {
         reshard(&cut, &second, "vllm-0.32", &again);
         reshard(&bench.source(), &second, "vllm-0.32", &direct);
         prop_assert!(files(&again) == files(&direct), "cut again");
+    }
+
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: common::cases(8), ..ProptestConfig::default() })]
+
+    #[test]
+    fn experts_move_with_their_router_rows_and_come_back((model, first, second) in model()) {
+        let bench = Bench::new();
+        let whole = model.write(&bench.source());
+        let (map, moved) = model.reordered(&whole);
+        let (cut, named) = (bench.output("cut"), bench.output("named"));
+        let read = reorder(&bench.source(), &first, "vllm-0.32", Some(&map), &cut);
+        prop_assert_eq!(read, whole.values().map(|t| t.2.len() as u64).sum::<u64>());
+        for rank in 0..first.tp {
+            let mut held = BTreeMap::new();
+            for name in files(&cut).keys().filter(|n| n.contains(&format!("rank-{rank}-")) || n.contains(&format!("tp-{rank}-"))) {
+                held.extend(tensors(&cut.join(name)));
+            }
+            for (name, bytes) in &model.rank(&moved, &first, rank) {
+                prop_assert!(held[name] == *bytes, "{} of rank {}", name, rank);
+            }
+        }
+        let one = Layout { tp: 1, pp: 1, ep: 1, part: 1 };
+        let read = reorder(&bench.source(), &one, "hf", Some(&map), &named);
+        prop_assert_eq!(read, whole.values().map(|t| t.2.len() as u64).sum::<u64>());
+        for name in files(&named).keys().filter(|n| n.ends_with("safetensors")) {
+            for (name, bytes) in tensors(&named.join(name)) {
+                prop_assert!(moved[&name].2 == bytes, "{} under its name", name);
+            }
+        }
+        for (i, folder) in [&cut, &named].into_iter().enumerate() {
+            let back = bench.output(&format!("back-{i}"));
+            reshard(folder, &one, "hf", &back);
+            prop_assert!(files(&back) == files(&bench.source()), "undone");
+            let again = bench.output(&format!("again-{i}"));
+            reshard(folder, &second, "vllm-0.32", &again);
+            let direct = bench.output(&format!("direct-{i}"));
+            reorder(&bench.source(), &second, "vllm-0.32", Some(&map), &direct);
+            prop_assert!(files(&again) == files(&direct), "cut again in the same order");
+        }
     }
 }

@@ -6,7 +6,7 @@
 //! sizes agree; no two outputs share a path. A plan that fails is a bug, so every failure is
 //! [`Kind::Internal`](crate::error::Kind::Internal).
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use super::data::{OutputFile, Plan, Step, Target, Task};
 use crate::catalog::{Catalog, Tensor};
@@ -87,11 +87,13 @@ impl<'a> Walk<'a> {
     }
 
     fn run(mut self, catalog: &Catalog, whole: bool, used: &mut [bool]) -> Result<()> {
+        let mut taken: BTreeMap<u32, Vec<&Step>> = BTreeMap::new();
         for step in &self.task.steps {
             let source =
                 catalog.tensors.get(step.source as usize).ok_or_else(|| fail("no such source"))?;
             check_source(catalog, step, source).map_err(|e| e.tensor(&*source.name))?;
-            check_cover(step, whole).map_err(|e| e.tensor(&*source.name))?;
+            check_rectangles(step).map_err(|e| e.tensor(&*source.name))?;
+            taken.entry(step.source).or_default().push(step);
             for target in &step.targets {
                 self.fill(step, source, target).map_err(|e| e.tensor(&*source.name))?;
             }
@@ -99,6 +101,10 @@ impl<'a> Walk<'a> {
             if let Op::Decode { scale, .. } = step.op {
                 used[scale as usize] = true;
             }
+        }
+        for steps in taken.into_values().filter(|_| whole) {
+            let source = &catalog.tensors[steps[0].source as usize];
+            check_cover(&steps).map_err(|e| e.tensor(&*source.name))?;
         }
         for cursor in &mut self.cursors {
             cursor.pass_filled()?;
@@ -244,9 +250,8 @@ fn check_source(catalog: &Catalog, step: &Step, source: &Tensor) -> Result<()> {
     }
 }
 
-/// Rectangles lie inside the matrix and on the grid, follow one another within each output, and,
-/// if the plan is for all ranks, together cover the matrix.
-fn check_cover(step: &Step, whole: bool) -> Result<()> {
+/// Rectangles lie inside the matrix and on the grid, and follow one another within each output.
+fn check_rectangles(step: &Step) -> Result<()> {
     let steps = step.op.grid().map_or((1, 1), |grid: Grid| grid_steps(grid));
     let on_grid = |edge: u64, end: u64, unit: u64| {
         edge == 0 || edge == end || (unit > 0 && edge.is_multiple_of(unit))
@@ -270,11 +275,18 @@ fn check_cover(step: &Step, whole: bool) -> Result<()> {
             None => reached.push((t.output, t.rows.end)),
         }
     }
-    if !whole {
-        return Ok(());
+    Ok(())
+}
+
+/// The rectangles of all steps of one source together cover its matrix.
+fn check_cover(steps: &[&Step]) -> Result<()> {
+    let step = steps[0];
+    if steps.iter().any(|s| (s.rows, s.cols) != (step.rows, step.cols)) {
+        return Err(fail("a source is read as matrices of different shapes"));
     }
+    let targets = || steps.iter().flat_map(|s| &s.targets);
     let cuts = |edges: fn(&Target) -> [u64; 2], end: u64| {
-        let mut cuts: Vec<u64> = step.targets.iter().flat_map(edges).chain([0, end]).collect();
+        let mut cuts: Vec<u64> = targets().flat_map(edges).chain([0, end]).collect();
         cuts.sort_unstable();
         cuts.dedup();
         cuts
@@ -284,7 +296,7 @@ fn check_cover(step: &Step, whole: bool) -> Result<()> {
         cuts(|t| [t.cols.start, t.cols.end], step.cols),
     );
     let covered = rows.windows(2).all(|r| {
-        let over: Vec<&Target> = step.targets.iter().filter(|t| t.rows.contains(&r[0])).collect();
+        let over: Vec<&Target> = targets().filter(|t| t.rows.contains(&r[0])).collect();
         cols.windows(2).all(|c| over.iter().any(|t| t.cols.contains(&c[0])))
     });
     if covered { Ok(()) } else { Err(fail("a part of the source goes nowhere")) }

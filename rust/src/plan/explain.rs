@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::data::{OutputFile, Plan, Step};
+use super::data::{OutputFile, Plan, Step, Task};
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};
 use crate::header::Entry;
@@ -19,17 +19,23 @@ pub fn explain(catalog: &Catalog, plan: &Plan, name: &str) -> Result<Value> {
             "dropped": dropped.reason,
         }));
     }
-    for task in &plan.tasks {
-        for step in &task.steps {
-            let writes = step.targets.iter().any(|t| {
-                let tensors = &task.outputs[t.output as usize].tensors;
-                let is = |i: u32| &*tensors[i as usize].name == name;
-                is(t.tensor) || t.scale.is_some_and(is)
-            });
-            let reads_scale = matches!(step.op, Op::Decode { scale, .. } if Some(scale) == source);
-            if writes || reads_scale || Some(step.source) == source {
-                return Ok(step_json(catalog, &task.outputs, step, name));
-            }
+    // What a name is written with comes first: a source tensor may be written under another's name.
+    let writes = |task: &Task, step: &Step| {
+        step.targets.iter().any(|t| {
+            let tensors = &task.outputs[t.output as usize].tensors;
+            let is = |i: u32| &*tensors[i as usize].name == name;
+            is(t.tensor) || t.scale.is_some_and(is)
+        })
+    };
+    let reads = |_: &Task, step: &Step| {
+        let reads_scale = matches!(step.op, Op::Decode { scale, .. } if Some(scale) == source);
+        reads_scale || Some(step.source) == source
+    };
+    for found in [&writes as &dyn Fn(&Task, &Step) -> bool, &reads] {
+        for task in &plan.tasks {
+            let Some(first) = task.steps.iter().find(|step| found(task, step)) else { continue };
+            let steps = task.steps.iter().filter(|step| step.source == first.source);
+            return Ok(steps_json(catalog, &task.outputs, (first, steps), name));
         }
     }
     Err(Error::usage("neither the source nor the output has such a tensor")
@@ -60,7 +66,13 @@ fn entry_json(output: &OutputFile, entry: &Entry) -> Value {
     })
 }
 
-fn step_json(catalog: &Catalog, outputs: &[OutputFile], step: &Step, name: &str) -> Value {
+/// The steps of one source tensor.
+fn steps_json<'a>(
+    catalog: &Catalog,
+    outputs: &[OutputFile],
+    (step, steps): (&Step, impl Iterator<Item = &'a Step>),
+    name: &str,
+) -> Value {
     let mut sources = vec![source_json(catalog, step.source)];
     let mut parameters = Value::Null;
     match step.op {
@@ -71,9 +83,8 @@ fn step_json(catalog: &Catalog, outputs: &[OutputFile], step: &Step, name: &str)
             parameters = json!({ "grid": grid, "scale_dtype": scale_dtype });
         }
     }
-    let targets: Vec<Value> = step
-        .targets
-        .iter()
+    let targets: Vec<Value> = steps
+        .flat_map(|step| &step.targets)
         .flat_map(|t| {
             let output = &outputs[t.output as usize];
             let written = std::iter::once(t.tensor).chain(t.scale);

@@ -33,7 +33,7 @@ use crate::error::{Error, Result};
 pub fn build(catalog: &Catalog, request: &Request) -> Result<Plan> {
     if catalog.pieces.is_some() && request.verb != Verb::Reshard {
         return Err(Error::impossible(format!(
-            "{} cannot read a checkpoint that is cut for ranks",
+            "{} cannot read a checkpoint that is cut for ranks or whose experts are reordered",
             request.verb.name()
         ))
         .at(catalog.root.path())

@@ -43,10 +43,13 @@ struct GlanceRequest {
 }
 
 impl GlanceRequest {
-    /// Whether tensors lie in pieces; a target that keeps names and has one stage cuts none.
+    /// Whether tensors lie elsewhere than in the original; a target that keeps names and has one
+    /// stage moves none, unless the experts are in another order.
     fn is_cut(&self) -> bool {
         let whole = |ask: &Reshard| {
-            ask.pp == 1 && ask.load_target().is_ok_and(|t| t.layout.form == Form::Stages)
+            ask.pp == 1
+                && ask.experts.is_none()
+                && ask.load_target().is_ok_and(|t| t.layout.form == Form::Stages)
         };
         self.reshard.as_ref().is_some_and(|ask| !whole(ask))
     }
@@ -113,8 +116,10 @@ pub fn open(path: &Path) -> Result<Catalog> {
         }
     }
     let mut catalog = changed.unwrap_or(original);
-    let layout = plan.request.reshard.as_ref().map(Reshard::words).unwrap_or_default();
-    catalog.pieces = Some(Pieces { files, tensors, layout, lost });
+    let ask = plan.request.reshard;
+    let layout = ask.as_ref().map(Reshard::words).unwrap_or_default();
+    let experts = ask.and_then(|ask| ask.experts);
+    catalog.pieces = Some(Pieces { files, tensors, layout, lost, experts });
     Ok(catalog)
 }
 

@@ -1,6 +1,6 @@
 //! A plan in numbers, for people and for `--json`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -76,9 +76,13 @@ pub fn summarize(catalog: &Catalog, plan: &Plan) -> Result<Summary> {
     let (mut encode, mut decode, mut keep) = (Count::default(), Count::default(), Count::default());
     let mut keep_groups: BTreeMap<String, Count> = BTreeMap::new();
     let mut read_bytes = 0;
+    let mut counted = HashSet::new();
     for step in plan.tasks.iter().flat_map(|t| &t.steps) {
         let source = catalog.tensor(step.source);
         read_bytes += step.read_bytes();
+        if !counted.insert(step.source) {
+            continue;
+        }
         match step.op {
             Op::Encode { .. } => encode.add(source.bytes),
             Op::Decode { scale, .. } => {

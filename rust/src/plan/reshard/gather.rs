@@ -90,18 +90,20 @@ impl<'a> Gathered<'a> {
             self.dropped.push(index);
             return Ok(());
         }
+        let moved = context.experts.as_ref().and_then(|e| e.moved(placed, &tensor.name));
+        let (placed, name) = moved.unwrap_or_else(|| (placed, tensor.name.to_string()));
         let role = placed.rule.role;
         let group = match placed.layer {
             Some(layer) => Group::Layer(layer),
             None if role == Role::Embedding => Group::Before,
             None => Group::After,
         };
-        let place = context.place(role, &tensor.name, placed.layer);
+        let place = context.place(role, &name, placed.layer);
         let (op, dtype) = operation(context, tensor, choice, place.dtype, scale)
             .map_err(|e| e.tensor(&*tensor.name).at(context.catalog.path_of(index)))?;
         let encoded = match op {
             Op::Encode { encoding, .. } => {
-                let scales = context.request.load_dialect()?.scale_name(&tensor.name);
+                let scales = context.request.load_dialect()?.scale_name(&name);
                 Some((context.place(role, &scales, placed.layer).name, encoding))
             }
             _ => None,

@@ -3,9 +3,11 @@
 //! - `request`: what was asked for, and the target it names
 //! - `legal`: every reason why a checkpoint cannot be cut so, found from shapes alone
 //! - `gather`: which source tensors make up which output tensor
+//! - `experts`: the experts of a layer in another order
 //! - `tasks`: parts of at most one layer, each source tensor read once for all ranks
 //! - `stages`: targets that keep the original's shards and names
 
+mod experts;
 mod gather;
 mod legal;
 mod request;
@@ -18,6 +20,7 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
+use self::experts::Experts;
 use super::data::{Dropped, Plan, Rank, Sidecar, Task};
 use super::quantize;
 use super::request::Request;
@@ -27,6 +30,11 @@ use crate::error::{Error, Result};
 use crate::model::parallel::stages;
 use crate::model::{Model, Role};
 use crate::target::{Form, Place, Rules, Target};
+
+/// What `LINGCONV.md` says of experts in another order than the original's.
+const REORDERED: &str = "\nThe experts of each layer lie in the order of the map that \
+    `lingconv.manifest.json` holds under request.reshard.experts; \
+    `lingconv reshard --target hf` puts the original together again.";
 
 /// What all steps of planning share.
 struct Context<'a> {
@@ -40,6 +48,8 @@ struct Context<'a> {
     rules: Option<&'a Rules>,
     /// Layers of each pipeline stage.
     stages: Vec<std::ops::Range<u32>>,
+    /// The order of the experts, if it is not the original's.
+    experts: Option<Experts>,
 }
 
 /// Plans `reshard`.
@@ -49,6 +59,9 @@ pub fn plan(catalog: &Catalog, request: &Request) -> Result<Plan> {
         .as_ref()
         .ok_or_else(|| Error::usage("a request to reshard without a layout"))?;
     let target = ask.load_target()?;
+    let mut ask = ask.clone();
+    ask.experts = experts::in_force(catalog, &ask, &target)?;
+    let request = &Request { reshard: Some(ask.clone()), ..request.clone() };
     let config = catalog.config.as_ref();
     let (Some(model), Some(config)) = (request.load_model(catalog)?, config) else {
         return Err(Error::impossible("the architecture is unknown, so nothing can be cut")
@@ -68,8 +81,9 @@ pub fn plan(catalog: &Catalog, request: &Request) -> Result<Plan> {
     }
     let stages = stages(model.layers(), ask.pp, &ask.pp_layers, target.layout.remainder)
         .map_err(|e| Error::impossible(e).hint("see what works with `lingconv fit`"))?;
-    let context =
-        Context { catalog, config, request, ask, model: &model, target: &target, rules, stages };
+    let experts = ask.experts.as_deref().map(|text| Experts::new(text, &model)).transpose()?;
+    let (ask, model, target) = (&ask, &model, &target);
+    let context = Context { catalog, config, request, ask, model, target, rules, stages, experts };
     context.plan()
 }
 
@@ -217,13 +231,14 @@ impl Context<'_> {
         let text = format!(
             "# Cut for {target}\n\n\
              Written by lingconv: tensor parallel {tp}, pipeline parallel {pp} (layers {layers}), \
-             expert parallel {ep}.\nEvery rank reads only its own files; they fit no other layout \
+             expert parallel {ep}.{order}\nEvery rank reads only its own files; they fit no other layout \
              and no other engine.\n\n\
              ```sh\n{launch}\n```\n\n\
              Check the files with `lingconv verify`. `lingconv.manifest.json` says where every \
              tensor came from.\n",
             target = self.target.name,
             layers = layers.join(", "),
+            order = if self.experts.is_some() { REORDERED } else { "" },
             launch = launch.replace("{out}", "."),
         );
         (sidecars::NOTES.to_owned(), text)

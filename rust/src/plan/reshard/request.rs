@@ -42,6 +42,9 @@ pub struct Reshard {
     /// Restore what there is of an original of which something was left out or encoded.
     #[serde(default)]
     pub partial: bool,
+    /// Text of a map of experts: in which order each layer's lie.
+    #[serde(default)]
+    pub experts: Option<String>,
 }
 
 /// A number format to encode to.
@@ -79,7 +82,8 @@ impl Reshard {
             let parts = [part("tp", r.tp), part("pp", r.pp)];
             format!(", rank{}", parts.into_iter().flatten().collect::<String>())
         });
-        format!("{target}, TP {tp} × PP {pp}{expert}{}", rank.unwrap_or_default())
+        let order = self.experts.as_ref().map_or("", |_| ", experts reordered");
+        format!("{target}, TP {tp} × PP {pp}{expert}{}{order}", rank.unwrap_or_default())
     }
 
     /// Whether files of stage `pp` are written, and of which ranks of `all`.

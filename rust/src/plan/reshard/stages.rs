@@ -2,6 +2,7 @@
 //! stage, the original itself.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use super::Context;
 use crate::catalog::{Catalog, Shard, Tensor};
@@ -115,21 +116,73 @@ fn task(context: &Context, shard: &Shard) -> Result<Task> {
         });
     }
     let mut filled = vec![0; outputs.len()];
-    let steps = tensors_of(context.catalog, shard).map(|(source, tensor)| {
+    let mut steps = Vec::new();
+    for (index, tensor) in tensors_of(context.catalog, shard) {
         let needed = stages_of(context, tensor);
         let own = held.iter().enumerate().filter(|(_, stage)| needed.contains(stage));
-        let (rows, cols, unit) = matrix(tensor);
-        let targets = own.map(|(output, _)| {
+        let places = own.map(|(output, _)| {
             filled[output] += 1;
-            let tensor = filled[output] - 1;
-            Target { output: output as u32, tensor, rows: 0..rows, cols: 0..cols, scale: None }
+            (output as u32, filled[output] - 1)
         });
-        let targets = targets.collect();
-        Step { source, rows, cols, op: Op::Copy { unit }, targets }
-    });
-    let steps = steps.filter(|s: &Step| !s.targets.is_empty()).collect();
+        let places: Vec<(u32, u32)> = places.collect();
+        if !places.is_empty() {
+            let moved = content(context, index, tensor);
+            let content = moved.map_err(|e| e.tensor(&*tensor.name).at(&shard.name))?;
+            steps.extend(content.steps(tensor, &places));
+        }
+    }
     let name = outputs.first().map_or_else(|| shard.name.clone(), |o| o.path.clone());
     Ok(Task { name, outputs, steps })
+}
+
+/// What is written under the name of a tensor.
+struct Content {
+    /// Tensor of the catalog.
+    source: u32,
+    /// Its rows, where they lie in another order.
+    rows: Option<Vec<Range<u64>>>,
+}
+
+/// The tensor itself, unless experts lie in another order.
+fn content(context: &Context, index: u32, tensor: &Tensor) -> Result<Content> {
+    let same = Content { source: index, rows: None };
+    let placed = context.model.role_of(weight_of(&tensor.name));
+    let (Some(experts), Some(placed)) = (&context.experts, placed) else { return Ok(same) };
+    let Some(name) = experts.content_of(placed, &tensor.name) else {
+        let rows = tensor.shape.first().copied().unwrap_or(1);
+        return Ok(Content { rows: experts.rows(placed, rows)?, ..same });
+    };
+    let alike = |other: &u32| {
+        let other = context.catalog.tensor(*other);
+        (other.dtype, &other.shape) == (tensor.dtype, &tensor.shape)
+    };
+    let source = context.catalog.find(&name).filter(alike).ok_or_else(|| {
+        Error::impossible(format!("{name} has to take its place, and is missing or unlike it"))
+    })?;
+    Ok(Content { source, rows: None })
+}
+
+impl Content {
+    /// Its steps; `places` are outputs and their tensors. `tensor` is as the content is.
+    fn steps(self, tensor: &Tensor, places: &[(u32, u32)]) -> Vec<Step> {
+        let (rows, cols, unit) = match self.rows {
+            Some(_) => by_rows(tensor),
+            None => matrix(tensor),
+        };
+        let all = std::iter::once(0..rows).collect();
+        let step = |rows_: Range<u64>| {
+            let target = |&(output, tensor): &(u32, u32)| Target {
+                output,
+                tensor,
+                rows: rows_.clone(),
+                cols: 0..cols,
+                scale: None,
+            };
+            let targets = places.iter().map(target).collect();
+            Step { source: self.source, rows, cols, op: Op::Copy { unit }, targets }
+        };
+        self.rows.unwrap_or(all).into_iter().map(step).collect()
+    }
 }
 
 /// The shard as it was, header included.
@@ -142,6 +195,12 @@ fn restored(catalog: &Catalog, shard: &Shard, path: String) -> OutputFile {
         end: t.offset - shard.data_start + t.bytes,
     });
     OutputFile::restored(path, entries.collect(), shard.raw_header.clone())
+}
+
+/// Rows, columns and bytes of a column, the first dimension being the rows.
+fn by_rows(tensor: &Tensor) -> (u64, u64, u32) {
+    let rows = tensor.shape.first().copied().unwrap_or(1).max(1);
+    (rows, tensor.bytes / rows, 1)
 }
 
 /// Rows, columns and bytes of a column: whole rows where there are several, so that what lies in

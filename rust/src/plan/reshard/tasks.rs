@@ -112,11 +112,27 @@ fn task(
         let scale = row.unit.1.encoded.as_ref().and_then(|(name, _)| {
             rows.iter().position(|r| r.scales && r.name == name).map(|at| at as u32)
         });
-        let members = row.unit.1.members.iter();
-        steps.extend(members.map(|m| step(m, cuts, (tensor as u32, scale), selected)));
+        for member in &row.unit.1.members {
+            let place = (tensor as u32, scale);
+            match router_rows(context, member, cuts)? {
+                None => steps.push(step(member, cuts, place, selected)),
+                Some(runs) => steps.extend(runs.into_iter().map(|run| {
+                    let mut step = step(member, cuts, place, selected);
+                    step.targets.iter_mut().for_each(|target| target.rows = run.clone());
+                    step
+                })),
+            }
+        }
     }
     steps.retain(|s| !s.targets.is_empty());
     Ok(Task { name: outputs[0].path.clone(), outputs, steps })
+}
+
+/// Rows of a router's tensor in the order of the experts, where that is not the original's.
+fn router_rows(context: &Context, member: &Member, cuts: &Cuts) -> Result<Option<Vec<Range<u64>>>> {
+    let Some(experts) = &context.experts else { return Ok(None) };
+    let rows = experts.rows(member.placed, cuts.matrix(member).0);
+    rows.map_err(|e| e.tensor(&*context.catalog.tensor(member.source).name))
 }
 
 fn step(

@@ -126,9 +126,9 @@ fn task(context: &Context, shard: &Shard) -> Result<Task> {
         });
         let places: Vec<(u32, u32)> = places.collect();
         if !places.is_empty() {
-            let moved = content(context, index, tensor);
-            let content = moved.map_err(|e| e.tensor(&*tensor.name).at(&shard.name))?;
-            steps.extend(content.steps(tensor, &places));
+            let written = content(context, index, tensor)
+                .map_err(|e| e.tensor(&*tensor.name).at(&shard.name))?;
+            steps.extend(written.steps(tensor, &places));
         }
     }
     let name = outputs.first().map_or_else(|| shard.name.clone(), |o| o.path.clone());

@@ -11,6 +11,7 @@ __all__ = [
     "__version__",
     "dialects",
     "finish",
+    "fit",
     "kernels",
     "presets",
     "run",
@@ -68,6 +69,7 @@ def run(
     force: bool,
     tick: Callable[[str], None],
 ) -> str: ...
+def fit(catalog: Catalog, request: str, question: str) -> str: ...
 def finish(catalog: Catalog, plan: Plan, *, output: str | PathLike[str]) -> str: ...
 def status(catalog: Catalog, plan: Plan, *, output: str | PathLike[str]) -> str: ...
 def verify(

@@ -22,6 +22,7 @@ from lingconv.records import (
     Dialect,
     DtypeRow,
     Finding,
+    Fit,
     Format,
     Group,
     Inspection,
@@ -32,6 +33,7 @@ from lingconv.records import (
     RunResult,
     Sample,
     Space,
+    Split,
     Status,
     SynthResult,
     Tensor,
@@ -350,6 +352,34 @@ def synth(
             tick=_tick(on_progress),
         )
     return build(SynthResult, json.loads(text))
+
+
+def fit(
+    catalog: Catalog,
+    request: Request,
+    *,
+    gpus: int,
+    gpu_memory: int,
+    utilization: float = 0.85,
+    max_model_len: int | None = None,
+    max_num_seqs: int = 1,
+) -> Fit:
+    """Which splits of `gpus` work, and what their fullest rank holds; from headers alone.
+
+    Target and number format are those of `request`, whose sizes do not matter. Without
+    `max_model_len` sequences are as long as config.json says that the model can take.
+    """
+    question = {
+        "gpus": gpus,
+        "gpu_memory": gpu_memory,
+        "utilization": utilization,
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_num_seqs,
+    }
+    with _core_errors():
+        text = _core.fit(catalog._handle, json.dumps(asdict(request)), json.dumps(question))
+    data = json.loads(text)
+    return build(Fit, data, rows=build_all(Split, data["rows"]))
 
 
 def target(text: str, *, installed: str | None = None) -> str:

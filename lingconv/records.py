@@ -115,12 +115,45 @@ class Count:
 
 @dataclass(frozen=True)
 class Rank:
-    """What one rank of a re-sharded output reads; both numbers count from 0."""
+    """What one rank of a re-sharded output reads; `pp` and `tp` count from 0.
+
+    `bytes` are those of its files, `tensor_bytes` leave headers out.
+    """
 
     pp: int
     tp: int
     files: int
     bytes: int
+    tensor_bytes: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split of GPUs; bytes are those of its fullest rank, 0 for a split with `problems`."""
+
+    tp: int
+    pp: int
+    ep: int
+    kv_copies: int
+    weights: int
+    kv_cache: int
+    bytes: int
+    fits: bool
+    problems: list[str]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """All splits of a number of GPUs, of each of which `usable` bytes may be taken."""
+
+    target: str
+    gpus: int
+    usable: int
+    max_model_len: int
+    max_num_seqs: int
+    kv_bytes_per_token: int | None
+    warnings: list[str]
+    rows: list[Split]
 
 
 @dataclass(frozen=True)

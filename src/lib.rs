@@ -8,6 +8,7 @@ mod blocking;
 mod catalog;
 mod env;
 mod errors;
+mod fit;
 mod plan;
 mod run;
 mod synth;
@@ -29,5 +30,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(synth::presets, module)?)?;
     module.add_function(wrap_pyfunction!(env::dialects, module)?)?;
     module.add_function(wrap_pyfunction!(plan::target, module)?)?;
+    module.add_function(wrap_pyfunction!(fit::fit, module)?)?;
     module.add_function(wrap_pyfunction!(env::kernels, module)?)
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,12 @@ from lingconv.cli.options import (
     RunOptions,
     arch_option,
     plan_options,
-    read_text,
     run_options,
     source_argument,
     text_of,
 )
 from lingconv.cli.session import Session
+from lingconv.cli.targets import take_target, target_options
 from lingconv.errors import usage_error
 
 RANKS = click.IntRange(min=1)
@@ -55,16 +54,7 @@ def _layers(text: str) -> list[int]:
     metavar="N,N,…",
     help="Layers of each stage; default: as the engine deals them out.",
 )
-@click.option(
-    "--target",
-    default="vllm",
-    show_default=True,
-    metavar="ENGINE[@VERSION]",
-    help="Engine that reads the files; default version: the one installed here, else the newest.",
-)
-@click.option(
-    "--target-file", type=FILE, metavar="FILE", help="A target file instead of a built-in one."
-)
+@target_options
 @click.option(
     "--format", "number_format", type=click.Choice(["fp8"]), help="Encode in the same pass."
 )
@@ -104,8 +94,6 @@ def command(
     /,
     *,
     source: Path,
-    target: str,
-    target_file: Path | None,
     number_format: str | None,
     drop_mtp: bool,
     save: Path | None,
@@ -132,8 +120,7 @@ def command(
         raise usage_error("--drop-mtp and --keep-mtp contradict one another")
     names = ("tp", "pp", "ep", "pp_layers", "shard_size", "keep_mtp", "partial", "rank", "experts")
     layout = Reshard(
-        target=_profile(target) if target_file is None else target_file.stem,
-        target_file=None if target_file is None else read_text(target_file),
+        **take_target(options),
         format="fp8" if number_format else None,
         **{name: options.pop(name) for name in names},
     )
@@ -141,14 +128,3 @@ def command(
     encoding = take_encoding(options)
     request = Request("reshard", layout, drop_mtp=drop_mtp, **encoding, **options)
     convert(session, prepare(source, request, run), save=save, explain=explain)
-
-
-def _profile(text: str) -> str:
-    """The target of the version asked for, else of the one installed here, else the newest."""
-    from lingconv.api import target
-
-    try:
-        installed = metadata.version(text)
-    except (metadata.PackageNotFoundError, ValueError):
-        installed = None
-    return target(text, installed=installed)

@@ -51,6 +51,17 @@ pub struct Rank {
     pub files: usize,
     /// Their bytes.
     pub bytes: u64,
+    /// Bytes of their tensors, headers left out.
+    pub tensor_bytes: u64,
+}
+
+impl Rank {
+    /// Counts a file.
+    pub fn add(&mut self, output: &OutputFile) {
+        self.files += 1;
+        self.bytes += output.size;
+        self.tensor_bytes += output.size - output.data_start;
+    }
 }
 
 /// A set of outputs fed by the same source bytes, and the steps that produce them.

@@ -203,8 +203,7 @@ pub(super) fn refuse_layout(context: &Context) -> Result<()> {
         ))
         .hint(format!("use --ep {}", ask.tp)));
     }
-    let fp8 =
-        ask.format.is_some() || context.catalog.tensors.iter().any(|t| t.dtype == Dtype::F8E4M3);
+    let fp8 = has_blocks(context);
     let found = problems(&Split::new(context, ask.tp, ask.ep), fp8);
     if found.is_empty() {
         return Ok(());
@@ -221,6 +220,16 @@ pub(super) fn refuse_layout(context: &Context) -> Result<()> {
         error = error.hint(works);
     }
     Err(error)
+}
+
+/// Whether weights are or become FP8 in blocks that share a scale.
+pub(super) fn has_blocks(context: &Context) -> bool {
+    context.ask.format.is_some() || context.catalog.tensors.iter().any(|t| t.dtype == Dtype::F8E4M3)
+}
+
+/// Every reason why the layout asked for cannot work, but for the stages.
+pub(super) fn reasons(context: &Context, fp8: bool) -> Vec<String> {
+    problems(&Split::new(context, context.ask.tp, context.ask.ep), fp8)
 }
 
 /// Every role that cannot be cut, with its numbers.

@@ -6,8 +6,10 @@
 //! - `experts`: the experts of a layer in another order
 //! - `tasks`: parts of at most one layer, each source tensor read once for all ranks
 //! - `stages`: targets that keep the original's shards and names
+//! - [`fit`](mod@fit): which splits of a number of GPUs work
 
 mod experts;
+pub mod fit;
 mod gather;
 mod legal;
 mod request;
@@ -52,39 +54,71 @@ struct Context<'a> {
     experts: Option<Experts>,
 }
 
+/// What a request names, found.
+struct Loaded<'a> {
+    ask: &'a Reshard,
+    config: &'a Value,
+    model: Model,
+    target: Target,
+}
+
+impl<'a> Loaded<'a> {
+    fn new(catalog: &'a Catalog, request: &'a Request) -> Result<Self> {
+        let ask = request
+            .reshard
+            .as_ref()
+            .ok_or_else(|| Error::usage("a request to reshard without a layout"))?;
+        let target = ask.load_target()?;
+        let config = catalog.config.as_ref();
+        let (Some(model), Some(config)) = (request.load_model(catalog)?, config) else {
+            return Err(Error::impossible("the architecture is unknown, so nothing can be cut")
+                .at(catalog.root.path().join(CONFIG))
+                .hint("describe the architecture with --arch FILE"));
+        };
+        if target.rules(model.architecture()).is_none() && target.layout.form == Form::Ranks {
+            let known: Vec<&str> = target.architectures().collect();
+            return Err(Error::impossible(format!(
+                "target {} does not know {}; it knows {}",
+                target.name,
+                model.architecture(),
+                known.join(", ")
+            ))
+            .hint("add its names to a copy of the target and give it with --target-file FILE"));
+        }
+        Ok(Self { ask, config, model, target })
+    }
+
+    /// Layers of each stage, with `pp` of them.
+    fn stages(&self, pp: u32, explicit: &[u32]) -> Result<Vec<std::ops::Range<u32>>> {
+        stages(self.model.layers(), pp, explicit, self.target.layout.remainder)
+            .map_err(|e| Error::impossible(e).hint("see what works with `lingconv fit`"))
+    }
+
+    fn context<'c>(
+        &'c self,
+        catalog: &'c Catalog,
+        request: &'c Request,
+        ask: &'c Reshard,
+        stages: Vec<std::ops::Range<u32>>,
+    ) -> Context<'c> {
+        let Self { config, model, target, .. } = self;
+        let rules = target.rules(model.architecture());
+        Context { catalog, config, request, ask, model, target, rules, stages, experts: None }
+    }
+}
+
 /// Plans `reshard`.
 pub fn plan(catalog: &Catalog, request: &Request) -> Result<Plan> {
-    let ask = request
-        .reshard
-        .as_ref()
-        .ok_or_else(|| Error::usage("a request to reshard without a layout"))?;
-    let target = ask.load_target()?;
-    let mut ask = ask.clone();
-    ask.experts = experts::in_force(catalog, &ask, &target)?;
-    let request = &Request { reshard: Some(ask.clone()), ..request.clone() };
-    let config = catalog.config.as_ref();
-    let (Some(model), Some(config)) = (request.load_model(catalog)?, config) else {
-        return Err(Error::impossible("the architecture is unknown, so nothing can be cut")
-            .at(catalog.root.path().join(CONFIG))
-            .hint("describe the architecture with --arch FILE"));
-    };
-    let rules = target.rules(model.architecture());
-    if rules.is_none() && target.layout.form == Form::Ranks {
-        let known: Vec<&str> = target.architectures().collect();
-        return Err(Error::impossible(format!(
-            "target {} does not know {}; it knows {}",
-            target.name,
-            model.architecture(),
-            known.join(", ")
-        ))
-        .hint("add its names to a copy of the target and give it with --target-file FILE"));
+    let mut request = request.clone();
+    if let Some(ask) = &mut request.reshard {
+        ask.experts = experts::in_force(catalog, ask, &ask.load_target()?)?;
     }
-    let stages = stages(model.layers(), ask.pp, &ask.pp_layers, target.layout.remainder)
-        .map_err(|e| Error::impossible(e).hint("see what works with `lingconv fit`"))?;
-    let experts = ask.experts.as_deref().map(|text| Experts::new(text, &model)).transpose()?;
-    let (ask, model, target) = (&ask, &model, &target);
-    let context = Context { catalog, config, request, ask, model, target, rules, stages, experts };
-    context.plan()
+    let loaded = Loaded::new(catalog, &request)?;
+    let ask = loaded.ask;
+    let experts = ask.experts.as_deref();
+    let experts = experts.map(|text| Experts::new(text, &loaded.model)).transpose()?;
+    let stages = loaded.stages(ask.pp, &ask.pp_layers)?;
+    Context { experts, ..loaded.context(catalog, &request, ask, stages) }.plan()
 }
 
 impl Context<'_> {

@@ -44,7 +44,7 @@ pub(super) fn refuse(context: &Context) -> Result<()> {
 /// A task a shard: each source tensor is read once for all stages that need it.
 pub(super) fn tasks(context: &Context) -> Result<(Vec<Task>, Vec<Rank>)> {
     let Context { catalog, ask, stages, .. } = context;
-    let rank = |pp| Rank { pp, tp: 0, files: 0, bytes: 0 };
+    let rank = |pp| Rank { pp, tp: 0, files: 0, bytes: 0, tensor_bytes: 0 };
     let mut ranks: Vec<Rank> = (0..stages.len() as u32).map(rank).collect();
     let mut tasks = Vec::with_capacity(catalog.shards.len());
     for shard in &catalog.shards {
@@ -53,8 +53,7 @@ pub(super) fn tasks(context: &Context) -> Result<(Vec<Task>, Vec<Rank>)> {
             continue;
         }
         for (stage, output) in stages_of_task(context, shard).into_iter().zip(&task.outputs) {
-            ranks[stage].files += 1;
-            ranks[stage].bytes += output.size;
+            ranks[stage].add(output);
         }
         tasks.push(task);
     }

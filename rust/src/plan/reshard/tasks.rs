@@ -15,7 +15,7 @@ use crate::plan::data::{Fill, OutputFile, Rank, Step, Target, Task};
 use crate::plan::shard_task::{entry, file_order};
 
 /// An output tensor with its name, and its scales if encoding makes them.
-type Unit<'a> = (&'a str, &'a Fused<'a>);
+pub(super) type Unit<'a> = (&'a str, &'a Fused<'a>);
 
 /// An entry of a part: of a unit, its weight or its scales; its shape for every rank.
 struct Row<'a> {
@@ -32,7 +32,7 @@ pub(super) fn tasks(context: &Context, gathered: &Gathered) -> Result<(Vec<Task>
     let mut tasks = Vec::new();
     let mut ranks = Vec::new();
     for stage in 0..context.stages.len() as u32 {
-        let rank = |tp| Rank { pp: stage, tp, files: 0, bytes: 0 };
+        let rank = |tp| Rank { pp: stage, tp, files: 0, bytes: 0, tensor_bytes: 0 };
         let selected = context.ask.selected(stage, cuts.ranks());
         if selected.is_empty() {
             continue;
@@ -43,8 +43,7 @@ pub(super) fn tasks(context: &Context, gathered: &Gathered) -> Result<(Vec<Task>
         for (part, units) in units.enumerate() {
             let task = task(context, &cuts, &units, (stage, part), &selected)?;
             for (rank, output) in of_stage.iter_mut().zip(&task.outputs) {
-                rank.files += 1;
-                rank.bytes += output.size;
+                rank.add(output);
             }
             tasks.push(task);
         }
@@ -78,7 +77,7 @@ fn parts<'a>(
     parts
 }
 
-fn stage_of(context: &Context, group: Group) -> u32 {
+pub(super) fn stage_of(context: &Context, group: Group) -> u32 {
     match group {
         Group::Before => 0,
         Group::Layer(layer) => {
@@ -180,6 +179,17 @@ impl Row<'_> {
     fn order(&self) -> u32 {
         file_order(self.shapes.iter().filter_map(|s| self.dtype.byte_len(s)))
     }
+}
+
+/// Bytes of these tensors in the files of each rank, without headers.
+pub(super) fn bytes_of<'a>(units: impl Iterator<Item = Unit<'a>>, cuts: &Cuts) -> Vec<u64> {
+    let mut bytes = vec![0; cuts.ranks().len()];
+    for row in units.flat_map(|unit| rows_of(unit, cuts)) {
+        for (sum, shape) in bytes.iter_mut().zip(&row.shapes) {
+            *sum += row.dtype.byte_len(shape).unwrap_or(0);
+        }
+    }
+    bytes
 }
 
 /// The entries of a unit.

@@ -38,23 +38,20 @@
 //! value = 1.0
 //! ```
 
+mod select;
+
 use std::collections::BTreeMap;
 
 use globset::{Glob, GlobMatcher};
 use serde::Deserialize;
 use serde_json::Value;
 
+use self::select::numbers;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::model::Role;
 use crate::model::parallel::{RankOnly, Remainder};
 
-const BUILTIN: &[&str] = &[
-    include_str!("../data/targets/vllm-0.32.toml"),
-    include_str!("../data/targets/vllm-0.11.toml"),
-    include_str!("../data/targets/hf.toml"),
-    include_str!("../data/targets/sglang.toml"),
-];
 /// Longest target file in bytes.
 const MAX_FILE: usize = 1 << 20;
 /// What {suffix} stands for in the name of a weight.
@@ -171,63 +168,6 @@ fn one() -> u64 {
 }
 
 impl Target {
-    /// The built-in targets, newest of each engine first.
-    pub fn builtins() -> impl Iterator<Item = Self> {
-        // Built-in files are parsed by a test, so that none is skipped here.
-        BUILTIN.iter().filter_map(|text| Self::parse(text).ok())
-    }
-
-    /// The built-in target of that name.
-    pub fn builtin(name: &str) -> Option<Self> {
-        Self::builtins().find(|t| t.name == name)
-    }
-
-    /// The target that `text` names: a profile by its name, or an engine with or without
-    /// `@VERSION`; without, that of the version `installed` here.
-    ///
-    /// # Errors
-    /// As [`Self::select`].
-    pub fn named(text: &str, installed: Option<&str>) -> Result<Self> {
-        if let Some(target) = Self::builtin(text) {
-            return Ok(target);
-        }
-        match text.split_once('@') {
-            Some((engine, version)) => Self::select(engine, Some(version)),
-            None => Self::select(text, installed),
-        }
-    }
-
-    /// The newest target of `engine`, or the one tested with its `version`.
-    ///
-    /// # Errors
-    /// [`Kind::Usage`](crate::error::Kind::Usage) for an unknown engine,
-    /// [`Kind::Impossible`](crate::error::Kind::Impossible) for a version that none was tested with.
-    pub fn select(engine: &str, version: Option<&str>) -> Result<Self> {
-        let of_engine: Vec<Self> = Self::builtins().filter(|t| t.engine == engine).collect();
-        let Some(newest) = of_engine.first() else {
-            let mut engines: Vec<String> = Self::builtins().map(|t| t.engine).collect();
-            engines.dedup();
-            return Err(Error::usage(format!("no target is called {engine:?}"))
-                .hint(format!("choose one of: {}", engines.join(", "))));
-        };
-        let Some(version) = version else { return Ok(newest.clone()) };
-        let wanted = numbers(version)
-            .ok_or_else(|| Error::usage(format!("{version:?} is no version of {engine}")))?;
-        of_engine.iter().find(|t| t.covers(&wanted)).cloned().ok_or_else(|| {
-            let tested = of_engine.iter().map(|t| {
-                format!("{}: from {} up to and without {}", t.name, t.versions[0], t.versions[1])
-            });
-            Error::impossible(format!("no target was tested with {engine} {version}"))
-                .details(tested.collect())
-                .hint(format!("choose one by its name: --target {}", newest.name))
-        })
-    }
-
-    fn covers(&self, version: &[u64]) -> bool {
-        let bound = |i: usize| numbers(&self.versions[i]).unwrap_or_default();
-        version >= bound(0).as_slice() && version < bound(1).as_slice()
-    }
-
     /// Parses a target file. Every mistake in it is [`crate::error::Kind::Usage`].
     pub fn parse(text: &str) -> Result<Self> {
         if text.len() > MAX_FILE {
@@ -372,102 +312,5 @@ fn in_layer(pattern: &str, layer: Option<u32>) -> String {
     }
 }
 
-/// The numbers of a version such as `0.32.0`; what follows them (`rc1`, `+cpu`) is left out.
-fn numbers(version: &str) -> Option<Vec<u64>> {
-    let plain = version.split(['+', '-']).next()?;
-    let mut numbers = Vec::new();
-    for part in plain.split('.') {
-        let digits: String = part.chars().take_while(char::is_ascii_digit).collect();
-        if digits.is_empty() {
-            break;
-        }
-        numbers.push(digits.parse().ok()?);
-    }
-    // 0.33 and 0.33.0 are the same version.
-    while numbers.len() > 1 && numbers.last() == Some(&0) {
-        numbers.pop();
-    }
-    (!numbers.is_empty()).then_some(numbers)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn built_in_targets_parse() {
-        assert_eq!(Target::builtins().count(), BUILTIN.len());
-    }
-
-    #[test]
-    fn versions_select_targets() {
-        let name = |version| Target::select("vllm", version).map(|t| t.name);
-        assert_eq!(name(None).unwrap(), "vllm-0.32");
-        assert_eq!(name(Some("0.11.2")).unwrap(), "vllm-0.11");
-        assert_eq!(name(Some("0.32.1rc2+cpu")).unwrap(), "vllm-0.32");
-        for between in ["0.12.0", "0.31.9", "0.33", "1.0"] {
-            assert_eq!(name(Some(between)).unwrap_err().kind.exit_code(), 5, "{between}");
-        }
-        assert_eq!(name(Some("newest")).unwrap_err().kind.exit_code(), 2);
-        assert_eq!(Target::select("trt", None).unwrap_err().kind.exit_code(), 2);
-    }
-
-    #[test]
-    fn roles_are_renamed_and_the_rest_keeps_its_name() {
-        let target = Target::builtin("vllm-0.32").unwrap();
-        let rules = target.rules("BailingMoeV2ForCausalLM").unwrap();
-        let config = json!({ "router_dtype": "fp32" });
-        let up = "model.layers.7.mlp.experts.3.up_proj.weight_scale_inv";
-        let place = rules.place(Role::ExpertUp, up, Some(7), &config);
-        assert_eq!(place.name, "model.layers.7.mlp.experts.routed_experts.w13_weight_scale_inv");
-        assert_eq!((place.position, place.stack, place.dtype), (1, true, None));
-        let gate = "model.layers.7.mlp.gate.weight";
-        let place = rules.place(Role::RouterWeight, gate, Some(7), &config);
-        assert_eq!((place.name.as_str(), place.dtype), (gate, Some(Dtype::F32)));
-        let place = rules.place(Role::RouterWeight, gate, Some(7), &json!({}));
-        assert_eq!(place.dtype, None);
-    }
-
-    #[test]
-    fn launch_lines_name_the_layers_of_odd_stages() {
-        let target = Target::builtin("vllm-0.32").unwrap();
-        let line = target.launch(8, 2, 8, Some(&[41, 39]));
-        assert!(line.starts_with("VLLM_PP_LAYER_PARTITION=41,39 vllm serve {out} "), "{line}");
-        assert!(line.contains("--pipeline-parallel-size 2 --enable-expert-parallel "), "{line}");
-        assert!(!target.launch(8, 2, 1, None).contains("expert"));
-    }
-
-    #[test]
-    fn files_of_ranks_are_told_by_their_names() {
-        let of = |target: &str, tp, pp, staged: bool, path: &str| {
-            let layout = Target::builtin(target).unwrap().layout;
-            layout.paths_of(&RankOnly { tp, pp }, staged).unwrap().is_match(path)
-        };
-        let path = "model-pp-1-tp-12-part-0.safetensors";
-        assert!(of("vllm-0.32", None, Some(1), true, path));
-        assert!(of("vllm-0.32", Some(12), Some(1), true, path));
-        assert!(!of("vllm-0.32", Some(1), None, true, path));
-        assert!(!of("vllm-0.32", Some(2), None, true, path));
-        assert!(!of("vllm-0.32", None, Some(0), true, path));
-        assert!(of("vllm-0.32", Some(1), Some(0), false, "model-rank-1-part-7.safetensors"));
-        assert!(of("hf", Some(3), Some(1), true, "pp1/model-00001-of-00002.safetensors"));
-        assert!(!of("hf", None, Some(1), true, "pp11/model.safetensors"));
-    }
-
-    #[test]
-    fn mistakes_in_target_files_are_named() {
-        let good = BUILTIN[0];
-        for (from, to) in [
-            ("versions = [\"0.32.0\"", "versions = [\"new\""),
-            ("{part}", "{tp}"),
-            ("vocab_multiple = 64", "vocab_multiple = 0"),
-            ("dtype = \"F32\"", "dtype = \"F64\""),
-            ("roles = [\"shared.down\"]", "roles = []"),
-            ("remainder", "rest"),
-        ] {
-            let error = Target::parse(&good.replace(from, to)).unwrap_err();
-            assert_eq!(error.kind.exit_code(), 2, "{from}: {error}");
-        }
-    }
-}
+mod tests;

@@ -312,3 +312,10 @@ def test_refused_requests(tmp_path: Path, counts: Counts) -> None:
     assert (
         refuse(4, "experts", "stats", path, "--steps", "3:4")["message"] == "no token was counted"
     )
+
+
+def test_recorder_dumps_need_torch(tmp_path: Path) -> None:
+    """The environment of these tests is without torch; tests/torch reads dumps."""
+    (tmp_path / "loads.pt").write_bytes(b"PK")
+    error = refuse(2, "experts", "stats", tmp_path / "loads.pt")
+    assert error["hint"] == "`pip install 'lingconv[torch]'`"

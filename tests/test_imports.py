@@ -25,7 +25,7 @@ ALONE = {
     "click": {"cli"},
 }
 CLI_MAY_IMPORT = {"api", "cli", "config", "console", "errors", "hub", "progress", "records"}
-CLI_MAY_IMPORT |= {"experts", "signals", "units"}
+CLI_MAY_IMPORT |= {"experts", "outputs", "signals", "units"}
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
@@ -130,6 +130,7 @@ def loaded_by(*arguments: str) -> set[str]:
         ["plan", "--help"],
         ["experts", "--help"],
         ["experts", "stats", "--help"],
+        ["experts", "place", "--help"],
     ],
 )
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:

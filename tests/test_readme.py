@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -22,9 +23,11 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a user would be: beside a checkpoint called Ling-1T."""
+    """Where a user would be: beside a checkpoint called Ling-1T and its recorded loads."""
     folder = tmp_path_factory.mktemp("readme")
     succeed("synth", "tiny", "-o", "Ling-1T", cwd=folder)
+    loads = {"logical_count": [[0] * 8, [90, 80, 2, 3, 4, 5, 6, 1], [5] * 8]}
+    (folder / "loads.json").write_text(json.dumps(loads))
     return folder
 
 

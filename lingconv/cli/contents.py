@@ -19,13 +19,14 @@ COMMANDS = {
     "fit": "Which TP × PP × EP splits of a number of GPUs work, and what a rank holds.",
     "verify": "Compare a download with the digests that are known of it, offline.",
     "run": "Execute a saved plan, on one machine or several.",
-    "experts": "Where expert load is unbalanced, and what the weights tell.",
+    "experts": "Where expert load is unbalanced, what the weights tell, and a better placement.",
     "synth": "Write a made-up checkpoint with a real model's names and shapes.",
     "env": "Settings and where each comes from, and what this CPU offers.",
     "completion": "Print the completion script of a shell.",
 }
 EXPERTS = {
     "stats": "Balance of recorded expert loads, or soundness of the experts' weights.",
+    "place": "An order of the experts that balances recorded loads between ranks.",
 }
 
 

@@ -9,14 +9,14 @@ import click
 
 from lingconv.cli import heatmap
 from lingconv.cli.options import FOLDER, Command, Parsed
-from lingconv.cli.session import Session
+from lingconv.cli.session import Session, command_text
 from lingconv.errors import ExitCode, usage_error
 
 if TYPE_CHECKING:
     from lingconv.console import Console
     from lingconv.experts import Balance, Loads
 
-PARTS = click.IntRange(min=1, max=65_536)
+PARTS = click.IntRange(min=1, max=4096)
 NAMED = 5
 
 
@@ -118,6 +118,10 @@ def _of_loads(
         worst = max(over, key=lambda row: row[1])
         text = f"{len(over)} layers above --max-imbalance {max_imbalance:g}"
         console.warn(f"{text}; worst: layer {worst[0]}, {judged} {worst[1]:.3f}× their mean")
+    if ep is not None and ep > 1:
+        cut = ["--ep", str(ep)] + ([] if nodes is None else ["--nodes", str(nodes)])
+        place = command_text("experts", "place", *paths, *cut, "-o", "map.json")
+        console.hint(f"balance it: `{place} --model DIR`")
     return ExitCode.CHECK if over else ExitCode.DONE
 
 

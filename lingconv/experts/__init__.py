@@ -10,15 +10,22 @@ from __future__ import annotations
 
 from lingconv.experts.balance import Balance, balance, check_parts, grouped
 from lingconv.experts.loads import SUFFIXES, Loads, read_loads
+from lingconv.experts.placement import Method, Placement, place
 from lingconv.experts.recorder import PATTERN
+from lingconv.experts.routing import Routing, read_routing
 
 __all__ = [
     "PATTERN",
     "SUFFIXES",
     "Balance",
     "Loads",
+    "Method",
+    "Placement",
+    "Routing",
     "balance",
     "check_parts",
     "grouped",
+    "place",
     "read_loads",
+    "read_routing",
 ]

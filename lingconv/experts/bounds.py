@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 from lingconv.errors import Error, ExitCode
 
 MAX_LAYERS = 4096
-MAX_EXPERTS = 65_536
-MAX_CELLS = 2**24
+MAX_EXPERTS = 4096
 # Up to here a float64 holds every whole number, so measures lose nothing.
 MAX_COUNT = 2**53
 MAX_TEXT = 256 * 2**20
@@ -31,8 +30,8 @@ def check_shape(shape: tuple[int, ...], path: str) -> tuple[int, int, int]:
     steps, layers, experts = (1, *shape)[-3:]
     if min(steps, layers, experts) < 1:
         raise invalid(f"counts of shape {list(shape)} are empty", path)
-    if layers > MAX_LAYERS or experts > MAX_EXPERTS or layers * experts > MAX_CELLS:
-        limit = f"{MAX_LAYERS:,} × {MAX_EXPERTS:,}, {MAX_CELLS:,} in all"
+    if layers > MAX_LAYERS or experts > MAX_EXPERTS:
+        limit = f"{MAX_LAYERS:,} × {MAX_EXPERTS:,}"
         raise invalid(f"{layers:,} layers × {experts:,} experts, more than {limit}", path)
     return steps, layers, experts
 

@@ -130,7 +130,8 @@ def _open(files: Sequence[str]) -> tuple[list[Source], list[str]]:
     copies = [dump for dump in stats if dump.rank != rank]
     sources += [dump.table for dump in stats if dump.rank == rank]
     sources += [passes] if passes.records else []
-    text = f"{len(copies)} files left out: every rank's hold the sum over all ranks already"
+    left = "1 file" if len(copies) == 1 else f"{len(copies)} files"
+    text = f"{left} left out: every rank's dump holds the sum over all ranks already"
     return sources, [text] if copies else []
 
 

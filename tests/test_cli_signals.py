@@ -118,3 +118,17 @@ def test_a_killed_run_goes_on(run: Running, source: Path, tmp_path: Path, undist
     assert not published(tmp_path / "out")
     succeed("quantize", "fp8", source, "-o", tmp_path / "out", *SLOW)
     assert files_of(tmp_path / "out") == undisturbed
+
+
+def test_a_comparison_with_the_source_stops(source: Path, undisturbed) -> None:
+    out = source.parent / "undisturbed"
+    words = ("verify", out, "--against", source, "-j", "1", "--progress", "json", "--json")
+    running = Running(*words)
+    running.send(signal.SIGINT)
+    code, said = running.end()
+    assert code == 130
+    error = json.loads(said[-1])["error"]
+    assert (error["kind"], error["path"]) == ("cancelled", str(out))
+    assert "nothing is kept" in error["message"]
+    assert files_of(out) == undisturbed
+    succeed(*words)

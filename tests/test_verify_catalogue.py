@@ -11,8 +11,10 @@ import pytest
 
 import damage as do
 from downloads import (
+    COMMIT,
     OTHER_COMMIT,
     RECORDS,
+    REPOSITORY,
     bf16,
     hub_cache,
     hub_listing,
@@ -372,6 +374,34 @@ def test_a_hole_in_a_tensor(tmp_path: Path) -> None:
     assert (strict.code, strict.found()) == (3, {hole})
 
 
+def told(folder: Path, *options: str | Path) -> str:
+    """The hint at the end of what a failed verification says."""
+    done = lingconv("verify", folder, *options, XDG_STATE_HOME=str(folder.parent / "state"))
+    assert done.returncode == 3
+    return done.stderr.rsplit("hint: ", 1)[1].strip()
+
+
+def test_the_repairing_command_fits_the_download(
+    clean: dict[str, Path], damaged: Copies, tmp_path: Path
+) -> None:
+    cached = damaged("cache", do.flip(TOKENIZER))
+    repository = f"hf download {REPOSITORY} {TOKENIZER} --revision {COMMIT}"
+    assert told(cached) == f"repair: `{repository} --cache-dir {tmp_path} --force-download`"
+    below = damaged("hub", do.nothing)
+    (below / "code").mkdir()
+    (below / "code" / "my file.py").write_text("x = 1\n")
+    record(below, "code/my file.py", tag="0" * 40)
+    shutil.rmtree(below / ".cache/huggingface/trees")
+    command = f"hf download ORG/NAME 'code/my file.py' --revision {COMMIT} --local-dir {below}"
+    assert told(below) == f"repair: `{command} --force-download`"
+    bare = damaged("bare", do.flip(SHARD))
+    listing = modelscope_listing(clean["bare"], tmp_path / "listing")
+    line = f"modelscope download --model ORG/NAME {SHARD} --revision {COMMIT} --local_dir {bare}"
+    assert told(bare, "--against", listing) == f"repair: `{line}`"
+    ours = damaged("output", do.flip(SHARD))
+    assert told(ours) == "write the folder again: the command that made it, with --force"
+
+
 def test_the_keys_of_an_edited_config_are_named(damaged: Copies) -> None:
     """A digest does not tell which; what we wrote ourselves we know."""
 
@@ -392,5 +422,6 @@ def test_every_finding_is_told_with_the_command_that_repairs(damaged: Copies) ->
     assert f"FAIL  checksum        {SHARD}: SHA-256 is " in done.stdout
     assert f"FAIL  missing         {TOKENIZER}: " in done.stdout
     assert "failures 2: 1 checksum, 1 missing" in done.stdout
-    command = f"hf download ORG/NAME {SHARD} {TOKENIZER} --local-dir {folder} --force-download"
+    pinned = f"hf download ORG/NAME {SHARD} {TOKENIZER} --revision {COMMIT}"
+    command = f"{pinned} --local-dir {folder} --force-download"
     assert f"hint: repair: `{command}`" in done.stderr

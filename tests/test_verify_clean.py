@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 import damage as do
 from downloads import (
@@ -81,6 +82,22 @@ def test_a_saved_listing(
     truth = listing(shared / "tiny", tmp_path / "listing")
     outcome = verify(shared / "tiny", "--against", truth, state=tmp_path / "state")
     assert_clean(outcome, kinds.get(listing.__name__, "checksum file"))
+
+
+def test_blake3_sums(tiny: Path) -> None:
+    """Digests of the library that b3sum is made of, in the two forms that it writes."""
+    held = {path.name: blake3(path.read_bytes()).hexdigest() for path in files_of(tiny)}
+    for form in ("{digest}  {name}", "BLAKE3 ({name}) = {digest}"):
+        lines = [form.format(name=name, digest=digest) for name, digest in held.items()]
+        (tiny / "B3SUMS").write_text("\n".join(lines) + "\n")
+        assert_clean(verify(tiny, "--fresh"), "checksum file")
+    sums(tiny)
+    assert_clean(verify(tiny, "--fresh"), "checksum file", verified=FILES + 1)
+    do.flip(SHARD)(tiny)
+    outcome = verify(tiny)
+    assert (outcome.code, outcome.found()) == (3, {("checksum", SHARD, None)})
+    messages = {row["message"].split(" is ")[0] for row in outcome.report["findings"]}
+    assert messages <= {"BLAKE3", "SHA-256"}
 
 
 def test_a_modelscope_folder(tiny: Path, tmp_path: Path) -> None:

@@ -186,6 +186,11 @@ def attempts(base: Path, outside: Path) -> Iterator[Attempt]:
             number += 1
             folder = fresh(number)
             yield Attempt(f"{place.__name__}: {form}", folder, place(folder, name))
+    for name in LINKED_FILES + LINKED_FOLDERS:
+        number += 1
+        folder = fresh(number)
+        link(folder, name, Path(Path(name).name))
+        yield Attempt(f"link {name} to itself", folder, None)
     for targets, names in (
         ([outside / SECRET, Path(f"../{outside.name}/{SECRET}")], LINKED_FILES),
         ([outside, Path("/")], LINKED_FOLDERS),

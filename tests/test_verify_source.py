@@ -63,8 +63,8 @@ def test_a_sound_source(tiny: Path, tmp_path: Path, words: Words) -> None:
         n: d for n, d in plain.items() if n != MANIFEST
     }
     if words[0] == "quantize":
-        # Matrices this small have scales of odd sizes, and so another order in the output.
-        assert done["reread"] < done["read"] / 10
+        # Small tensors have another order in the output: they wait for their turn.
+        assert done["reread"] < done["read"] / 50
 
 
 def test_fp8_with_its_scales(coded: Path, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ VERDICTS = {
     "unverifiable": ExitCode.UNVERIFIABLE,
 }
 MAX_UNCOVERED = 10
+MODELSCOPE = "ModelScope listing"
 # Failures that no download mends.
 NOT_DOWNLOADED = ("extra", "leftover", "unsafe-format")
 
@@ -100,8 +101,8 @@ def command(session: Session, /, *, source: Path, **options: Any) -> int:
     from lingconv import api
 
     against: str | None = options.pop("against")
+    truth = {} if against is None else _truth(source, against)
     try:
-        truth = {} if against is None else _truth(source, against)
         with session.reporting() as reporter:
             found = api.verify(
                 source,
@@ -117,9 +118,9 @@ def command(session: Session, /, *, source: Path, **options: Any) -> int:
         again = session.command(without=("--fresh",))
         raise cancelled(
             stop.number,
-            "files read so far are remembered",
+            "nothing is kept" if "source" in truth else "files read so far are remembered",
             path=str(source),
-            hint=f"go on with `{again}`",
+            hint=f"{'run' if 'source' in truth else 'go on with'} `{again}`",
         ) from stop
     if session.console.json:
         session.console.answer_json(asdict(found))
@@ -198,7 +199,8 @@ def _hint(console: Console, found: Verification, source: Path) -> None:
     if not files:
         return
     kinds = [truth.kind for truth in found.truths]
-    truth = next((t for t in found.truths if t.repository), None)
+    told = [t for t in found.truths if t.repository or t.commit or t.kind == MODELSCOPE]
+    truth = told[0] if told else None
     if "source" in kinds:
         origin = found.truths[kinds.index("source")].origin
         intact = command_text("verify", origin)
@@ -213,7 +215,7 @@ def _repair(files: list[str], source: Path, truth: Truth | None) -> str:
     """The command that downloads files again."""
     repository = truth.repository if truth and truth.repository else "ORG/NAME"
     revision = ["--revision", truth.commit] if truth and truth.commit else []
-    if truth and truth.kind.startswith("ModelScope"):
+    if truth and truth.kind == MODELSCOPE:
         words = ["modelscope", "download", "--model", repository, *files, *revision]
         return shlex.join([*words, "--local_dir", str(source)])
     place = ["--local-dir", str(source)]

@@ -2,9 +2,10 @@
 //!
 //! SHA-256 wants a file from front to back, a task reads tensors in the order of its outputs. The
 //! bytes that arrive where the digest stands are taken as they are, those behind it are known
-//! already, and what nobody has read before a piece arrives, such as headers, tensors that come
-//! later or are left out, is read by the digest itself. A shard whose tensors keep their order is
-//! so read once, but for kilobytes.
+//! already, and those ahead of it wait for their turn, as many as [`AHEAD`] allows: norms and
+//! routers that an output has before its matrices. What nobody has read when that is full, such as
+//! headers, tensors that come later or are left out, is read by the digest itself. A shard whose
+//! large tensors keep their order is so read once, but for kilobytes.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,6 +24,9 @@ use crate::plan::Task;
 
 /// Bytes that the digest reads at a time.
 const CHUNK: u64 = 4 << 20;
+
+/// Bytes of a task that may wait for their turn.
+const AHEAD: usize = 16 << 20;
 
 /// What source files are known to be.
 #[derive(Debug, Clone, Default)]
@@ -56,6 +60,8 @@ pub(super) struct Attest<'a> {
     known: &'a Known,
     files: BTreeMap<u32, Running>,
     buffer: AlignedBuf,
+    /// Bytes that wait, of all files.
+    waiting: usize,
     reread: &'a AtomicU64,
 }
 
@@ -64,6 +70,31 @@ struct Running {
     size: u64,
     position: u64,
     hash: Sha256,
+    /// Bytes that arrived before their turn, by offset. They are not journaled: whoever goes on
+    /// from a point reads them again.
+    ahead: BTreeMap<u64, Vec<u8>>,
+}
+
+impl Running {
+    /// Takes what of `bytes`, which lie at `offset`, the digest has not seen; nothing before them is
+    /// missing.
+    fn take(&mut self, offset: u64, bytes: &[u8]) {
+        let known = self.position.saturating_sub(offset).min(bytes.len() as u64);
+        let new = &bytes[known as usize..];
+        self.hash.update(new);
+        self.position += new.len() as u64;
+    }
+
+    /// Takes what was waiting for its turn; the bytes that wait no longer.
+    fn take_waiting(&mut self) -> usize {
+        let mut taken = 0;
+        while let Some(first) = self.ahead.first_entry().filter(|e| *e.key() <= self.position) {
+            let (offset, bytes) = first.remove_entry();
+            self.take(offset, &bytes);
+            taken += bytes.len();
+        }
+        taken
+    }
 }
 
 impl<'a> Attest<'a> {
@@ -78,38 +109,47 @@ impl<'a> Attest<'a> {
         let mut running = BTreeMap::new();
         for &number in files {
             let (name, size) = sources.name_and_size(number)?;
-            let mut file = Running { name, size, position: 0, hash: Sha256::new() };
+            let (hash, ahead) = (Sha256::new(), BTreeMap::new());
+            let mut file = Running { name, size, position: 0, hash, ahead };
             if let Some(saved) = saved.iter().find(|s| s.name == file.name) {
                 (file.position, file.hash) = (saved.position, load_sha256(&saved.sha256)?);
             }
             running.insert(number, file);
         }
-        Ok(Self { sources, known, files: running, buffer: AlignedBuf::default(), reread })
+        let buffer = AlignedBuf::default();
+        Ok(Self { sources, known, files: running, buffer, waiting: 0, reread })
     }
 
     /// Takes bytes that were read at `offset` of a file.
     pub(super) fn feed(&mut self, number: u32, offset: u64, bytes: &[u8]) -> Result<()> {
+        let Some(file) = self.files.get_mut(&number) else { return Ok(()) };
+        if file.position < offset && self.waiting + bytes.len() <= AHEAD {
+            self.waiting += bytes.len();
+            let replaced = file.ahead.insert(offset, bytes.to_vec());
+            self.waiting -= replaced.map_or(0, |old| old.len());
+            return Ok(());
+        }
         self.catch_up(number, offset)?;
         let Some(file) = self.files.get_mut(&number) else { return Ok(()) };
-        let known = file.position.saturating_sub(offset).min(bytes.len() as u64);
-        let new = &bytes[known as usize..];
-        file.hash.update(new);
-        file.position += new.len() as u64;
+        file.take(offset, bytes);
+        self.waiting -= file.take_waiting();
         Ok(())
     }
 
-    /// Reads what lies before `offset` and has not arrived.
+    /// Takes or reads what lies before `offset` and has not had its turn.
     fn catch_up(&mut self, number: u32, offset: u64) -> Result<()> {
         let Some(file) = self.files.get_mut(&number) else { return Ok(()) };
-        while file.position < offset {
-            let length = (offset - file.position).min(CHUNK);
-            let at = file.position;
+        loop {
+            self.waiting -= file.take_waiting();
+            if file.position >= offset {
+                return Ok(());
+            }
+            let next = file.ahead.keys().next().map_or(offset, |waiting| offset.min(*waiting));
+            let (at, length) = (file.position, (next - file.position).min(CHUNK));
             let range = self.sources.read_file(number, at, length as usize, &mut self.buffer)?;
-            file.hash.update(&self.buffer.bytes()[range]);
-            file.position += length;
+            file.take(at, &self.buffer.bytes()[range]);
             self.reread.fetch_add(length, Ordering::Relaxed);
         }
-        Ok(())
     }
 
     /// The state, to be journaled.

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use crate::error::{Error, Result};
 
 /// A checkpoint folder; everything is opened through it.
@@ -23,6 +25,12 @@ pub fn check_name(name: &str) -> Result<()> {
             .hint("the index or manifest is hostile or damaged; take it from its source again"));
     }
     Ok(())
+}
+
+/// Whether it is the name or the link that is wrong, and not the disk.
+fn leads_nowhere(error: &std::io::Error) -> bool {
+    let found = error.raw_os_error().map(Errno::from_raw_os_error);
+    found.is_some_and(|e| [Errno::LOOP, Errno::NOTDIR, Errno::NAMETOOLONG].contains(&e))
 }
 
 impl Root {
@@ -68,6 +76,11 @@ impl Root {
         let canonical = match joined.canonicalize() {
             Ok(path) => path,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) if leads_nowhere(&e) => {
+                return Err(Error::invalid(format!("a link or name that leads nowhere: {e}"))
+                    .at(joined)
+                    .hint("replace it by the file itself"));
+            }
             Err(e) => return Err(Error::io("cannot open", joined, &e)),
         };
         if self.allowed.iter().any(|folder| canonical.starts_with(folder)) {

@@ -38,11 +38,13 @@ use crate::error::{Error, Kind};
 /// The finding for a source of truth in the folder `path` that could not be read; other errors
 /// are given back.
 pub fn damaged_truth(path: &Path, error: Error) -> Result<Finding, Error> {
-    if error.kind != Kind::Invalid {
+    if !matches!(error.kind, Kind::Invalid | Kind::Io) {
         return Err(error);
     }
     let file = error.path.as_deref().unwrap_or(path);
-    let file = file.strip_prefix(path).unwrap_or(file).display().to_string();
+    let whole = path.canonicalize().ok();
+    let inside = file.strip_prefix(path).ok().or_else(|| file.strip_prefix(whole.as_ref()?).ok());
+    let file = inside.unwrap_or(file).display().to_string();
     Ok(Finding::failure(Category::DamagedTruth, file, error.message))
 }
 

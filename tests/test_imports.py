@@ -15,17 +15,18 @@ import lingconv
 from support import environment
 
 PACKAGE = Path(lingconv.__file__).parent
-HEAVY = ("torch", "numpy", "huggingface_hub", "rich", "tqdm", "lingconv._core")
+HEAVY = ("torch", "numpy", "huggingface_hub", "jinja2", "rich", "tqdm", "lingconv._core")
 # The only modules that may import a name; anything below `lingconv.` is left out.
 ALONE = {
     "lingconv._core": {"api"},
     "rich": {"console"},
     "tqdm": {"progress"},
     "huggingface_hub": {"hub"},
+    "jinja2": {"report"},
     "click": {"cli"},
 }
 CLI_MAY_IMPORT = {"api", "cli", "config", "console", "errors", "hub", "progress", "records"}
-CLI_MAY_IMPORT |= {"experts", "outputs", "signals", "units"}
+CLI_MAY_IMPORT |= {"experts", "outputs", "report", "signals", "units"}
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:

@@ -20,6 +20,7 @@ COMMANDS = {
     "verify": "Compare a download with the digests that are known of it, offline.",
     "run": "Execute a saved plan, on one machine or several.",
     "experts": "Where expert load is unbalanced, what the weights tell, and a better placement.",
+    "report": "Write what is known of a folder as one HTML page.",
     "synth": "Write a made-up checkpoint with a real model's names and shapes.",
     "env": "Settings and where each comes from, and what this CPU offers.",
     "completion": "Print the completion script of a shell.",

@@ -39,22 +39,27 @@ def prepare(source: Path, request: api.Request, options: RunOptions) -> Job:
 
 def default_output(source: Path, request: api.Request) -> Path:
     """A sibling of the source, named after the change."""
-    resolved = source.resolve()
-    if any(part.startswith("models--") for part in resolved.parts):
-        raise usage_error(
-            "the source lies inside a Hugging Face cache, where nothing else belongs",
-            path=str(source),
-            hint="name a folder with -o",
-        )
     suffix = "-bf16"
     if request.verb == "quantize":
         dialect = "custom" if request.dialect_file else request.dialect
         suffix = "-fp8" if dialect == DEFAULT_DIALECT else f"-fp8-{dialect}"
     elif request.reshard is not None:
         suffix = _layout_suffix(request.reshard)
+    return sibling(source, suffix)
+
+
+def sibling(source: Path, suffix: str) -> Path:
+    """Beside the source, and named after it."""
+    resolved = source.resolve()
+    if any(part.startswith("models--") for part in resolved.parts):
+        raise usage_error(
+            "the source lies inside a Hugging Face cache, where nothing else belongs",
+            path=str(source),
+            hint="name an output with -o",
+        )
     named = source if source.name not in ("", "..") else resolved
     if not named.name:
-        raise usage_error("the root folder has no sibling", hint="name a folder with -o")
+        raise usage_error("the root folder has no sibling", hint="name an output with -o")
     return named.with_name(named.name + suffix)
 
 

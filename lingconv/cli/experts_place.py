@@ -99,7 +99,7 @@ def command(
         _show(session, head, placement)
     for note in loads.notes:
         session.console.note(note)
-    _next(session, purpose, ep, model, output)
+    _next(session, placement, purpose, ep, model, output)
 
 
 def _routing(model: Path | None, groups: int | None, purpose: str) -> Routing | None:
@@ -203,9 +203,18 @@ def _fixed_text(head: dict[str, Any]) -> str:
     return f"no legal permutation can change the balance between ranks: {reason}"
 
 
-def _next(session: Session, purpose: str, ep: int, model: Path | None, output: Path | None) -> None:
+def _next(
+    session: Session,
+    placement: Placement,
+    purpose: str,
+    ep: int,
+    model: Path | None,
+    output: Path | None,
+) -> None:
     if output is None:
         session.console.hint(f"write the map: `{session.command(without=('--json',))} -o map.json`")
+    elif not len(placement.changed):
+        session.console.note("the map changes nothing")
     elif purpose == "sglang":
         launch = f"--ep-size {ep} --init-expert-location {output}"
         session.console.hint(f"start it: `python -m sglang.launch_server … {launch}`")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from lingconv.experts.balance import Balance, balance, check_parts, grouped
 from lingconv.experts.loads import SUFFIXES, Loads, read_loads
-from lingconv.experts.placement import Method, Placement, place
+from lingconv.experts.placement import Method, Placement, judged, place
 from lingconv.experts.recorder import PATTERN
 from lingconv.experts.routing import Routing, read_routing
 
@@ -25,6 +25,7 @@ __all__ = [
     "balance",
     "check_parts",
     "grouped",
+    "judged",
     "place",
     "read_loads",
     "read_routing",

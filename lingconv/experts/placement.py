@@ -133,15 +133,23 @@ def place(
         new = np.array(cut.order(row))
         if _peaks(row[new], ep, nodes) < _peaks(row, ep, nodes):
             order[layer] = new
+    return judged(loads, order, ep=ep, groups=groups if limited else 1)
+
+
+def judged(loads: Loads, order: NDArray[np.int64], *, ep: int, groups: int = 1) -> Placement:
+    """What an order [layers, experts] is good for; `groups` limit what others there could be."""
+    experts, moe = loads.counts.shape[1], loads.moe_layers
+    check_parts(experts, ep)
+    counts = loads.counts[moe].astype(np.float64)
     moved = np.take_along_axis(counts, order[moe], axis=1)
     return Placement(
         order=order,
         moe_layers=moe,
         changed=np.flatnonzero((order != np.arange(experts)).any(axis=1)),
-        fixed=ep in (1, experts) or (limited and ep == groups),
+        fixed=ep in (1, experts) or (groups > 1 and ep == groups),
         before=balance(grouped(counts, ep)),
         after=balance(grouped(moved, ep)),
-        bound=np.array([_bound(row, ep, groups if limited else 1) for row in counts]),
+        bound=np.array([_bound(row, ep, groups) for row in counts]),
     )
 
 

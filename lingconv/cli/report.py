@@ -1,0 +1,49 @@
+"""`lingconv report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lingconv.cli.options import FOLDER, Command, source_argument
+from lingconv.cli.session import Session
+from lingconv.outputs import write_file
+
+
+@click.command("report", cls=Command)
+@source_argument
+@click.option(
+    "--loads",
+    type=FOLDER,
+    multiple=True,
+    metavar="LOADS",
+    help="Recorded expert loads, as `experts stats` reads them; may be repeated.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Default: SRC-report.html, beside SRC.",
+)
+@click.pass_obj
+def command(
+    session: Session, /, *, source: Path, loads: tuple[Path, ...], output: Path | None
+) -> None:
+    """Model, plan, digests, error of quantisation, expert load and its balance.
+
+    Reads headers, the manifest and LOADS. The page fetches nothing and runs no script.
+    """
+    from lingconv import experts, report
+    from lingconv.cli.convert import sibling
+
+    recorded = experts.read_loads(loads) if loads else None
+    output = output or sibling(source, "-report.html")
+    page = report.render(source, recorded)
+    write_file(output, page, mark=report.MARK)
+    if session.console.json:
+        answer = {"schema": "lingconv.report/1", "source": str(source), "output": str(output)}
+        session.console.answer_json(answer)
+    else:
+        session.console.answer(f"{output}: {len(page.encode()):,} bytes", style="bold")

@@ -1,0 +1,222 @@
+"""What is known of a folder as one self-contained HTML page.
+
+Names in checkpoints and manifests come from anywhere: the template escapes all of them, and the
+page forbids itself scripts and every request.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lingconv import api, experts
+from lingconv.errors import Error, ExitCode
+from lingconv.report import views
+from lingconv.report.manifest import Manifest, TensorError, read_manifest
+from lingconv.units import count_text, size_text
+
+if TYPE_CHECKING:
+    from lingconv.records import Inspection, Tensor
+
+MARK = '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">'
+_SIZES = (8, 16, 32, 64)
+
+
+def render(folder: Path, loads: experts.Loads | None = None) -> str:
+    """The page of a checkpoint or an output of lingconv, with recorded `loads` if there are any.
+
+    Raises `Error` 4 if the folder or its manifest cannot be read, or if `loads` are another
+    model's.
+    """
+    catalog = api.Catalog.open(folder)
+    found, manifest = catalog.summary(), read_manifest(folder)
+    style = files(__name__).joinpath("page.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    view: dict[str, Any] = {
+        "generator": f"lingconv {api.__version__}",
+        "style": style,
+        "style_digest": digest,
+        "name": found.name,
+        "lead": " · ".join(_lead(found)),
+        "model": _model(found),
+    }
+    if manifest is not None:
+        view |= {"plan": _plan(manifest), "digests": _digests(manifest)}
+        view["errors"] = _errors(manifest.errors, catalog.tensors()) if manifest.errors else None
+    if loads is not None:
+        view |= _loads(folder, loads, found, manifest)
+    return _drawn(view)
+
+
+def _drawn(view: Mapping[str, Any]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader(__name__, ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    optional = dict.fromkeys(("plan", "errors", "load", "balance", "bias", "digests"))
+    page: str = environment.get_template("page.html.jinja").render(optional | dict(view))
+    return page
+
+
+def _lead(found: Inspection) -> list[str]:
+    words = [found.architecture or "no architecture"]
+    if found.known:
+        words.append(f"{found.layers} layers ({found.dense_layers} dense, {found.moe_layers} MoE)")
+        if found.experts:
+            words.append(f"{found.experts} experts, {found.experts_per_token} per token")
+    return [*words, f"{count_text(found.parameters)} parameters", size_text(found.bytes)]
+
+
+def _model(found: Inspection) -> dict[str, Any]:
+    columns = ("role", "tensors", "parameters", "bytes", "dtype")
+    rows = [
+        [
+            group.group,
+            f"{group.tensors:,}",
+            count_text(group.parameters),
+            size_text(group.bytes),
+            ", ".join(group.dtypes),
+        ]
+        for group in found.groups
+    ]
+    form = found.format
+    words = [form.kind, *(["dialect " + form.dialect] if form.dialect else [])]
+    words += [f"cut for {found.layout.words}"] if found.layout else []
+    return {
+        "text": " · ".join([*words, f"{found.shards:,} shards"]),
+        "table": views.Table(columns, rows, right=columns[1:4]),
+        "problems": [*found.problems, *found.warnings],
+    }
+
+
+def _plan(manifest: Manifest) -> dict[str, Any]:
+    request = manifest.request
+    chosen = {k: v for k, v in request.items() if v and k not in ("verb", "reshard")}
+    layout = manifest.layout
+    cut = [f"{name.upper()} {layout[name]}" for name in ("tp", "pp", "ep") if name in layout]
+    facts = [("command", str(request.get("verb")))]
+    facts += [("layout", " · ".join([str(layout.get("target")), *cut]))] if layout else []
+    facts += [("experts", "in the order of a map")] if layout.get("experts") else []
+    facts += [(key.replace("_", " "), _value(value)) for key, value in chosen.items()]
+    total = sum(file.size for file in manifest.files)
+    facts += [
+        ("written", f"{len(manifest.files):,} files · {size_text(total)}"),
+        ("left out", f"{manifest.dropped:,} tensors"),
+        ("plan", manifest.plan),
+        ("source", manifest.source),
+        ("by", manifest.tool),
+    ]
+    return {"facts": facts, "digests": ("plan", "source"), "warnings": manifest.warnings}
+
+
+def _value(value: Any) -> str:
+    text = "yes" if value is True else value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 200 else text[:200] + "…"
+
+
+def _digests(manifest: Manifest) -> dict[str, Any]:
+    columns = ("file", "bytes", "SHA-256")
+    rows = [[file.path, f"{file.size:,}", file.sha256] for file in manifest.files]
+    text = "As the manifest has them; lingconv verify or sha256sum -c SHA256SUMS compares them."
+    return {"text": text, "table": views.Table(columns, rows, ("bytes",), ("SHA-256",))}
+
+
+def _errors(errors: Sequence[TensorError], tensors: Sequence[Tensor]) -> dict[str, Any]:
+    known = {tensor.name: tensor for tensor in tensors}
+    by_role: dict[str, list[TensorError]] = defaultdict(list)
+    layers: dict[str, int | None] = {}
+    for error in errors:
+        tensor = known.get(error.tensor)
+        by_role[(tensor and tensor.role) or "other"].append(error)
+        layers[error.tensor] = tensor.layer if tensor else None
+    return {"table": views.error_table(by_role), "map": views.error_map(by_role, layers)}
+
+
+def _loads(
+    folder: Path, loads: experts.Loads, found: Inspection, manifest: Manifest | None
+) -> dict[str, Any]:
+    shape = loads.counts.shape
+    if found.known and shape != (found.layers, found.experts):
+        raise Error(
+            f"loads of {shape[0]} layers × {shape[1]} experts, but the model has {found.layers} × "
+            f"{found.experts}",
+            kind="invalid",
+            exit_code=ExitCode.INVALID,
+            path=loads.files[0],
+        )
+    moe = loads.counts[loads.moe_layers]
+    measured = experts.balance(moe)
+    unused = int((moe == 0).sum())
+    text = (
+        f"Recorded steps: {loads.steps:,}, of which {loads.idle_steps:,} idle; layers without "
+        f"counts: {len(loads.dense_layers)}. A cell is an expert, its colour the count against "
+        "the mean of the layer; on the right the busiest expert against that mean."
+    )
+    tiles = [
+        (count_text(float(moe.sum())), "choices of experts"),
+        (f"{measured.slowdown:.2f}×", "busiest expert, all layers"),
+        (f"{measured.cv.mean():.2f}", "coefficient of variation"),
+        (f"{measured.gini.mean():.2f}", "Gini coefficient"),
+        (f"{unused:,}", "experts never chosen"),
+    ]
+    return {
+        "load": {
+            "text": text,
+            "tiles": tiles,
+            "map": views.load_map(loads.moe_layers.tolist(), measured),
+        },
+        "balance": _balance(folder, loads, manifest),
+    }
+
+
+def _balance(folder: Path, loads: experts.Loads, manifest: Manifest | None) -> dict[str, Any]:
+    groups = experts.read_routing(folder).groups
+    layout = manifest.layout if manifest else {}
+    cut = layout.get("ep")
+    total = loads.counts.shape[1]
+    sizes = [cut] if isinstance(cut, int) and cut > 1 and total % cut == 0 else []
+    sizes += [n for n in _SIZES if total % n == 0 and n < total and n not in sizes]
+    sizes = [n for n in sizes if n % groups == 0 or groups % n == 0] or [total]
+    placements = [(n, experts.place(loads, ep=n, groups=groups)) for n in sizes]
+    rows = [
+        (f"EP {n}", found, "nothing can change" if found.fixed else "") for n, found in placements
+    ]
+    size, shown = next((pair for pair in placements if not pair[1].fixed), placements[0])
+    after = "order of lingconv experts place"
+    text = (
+        f"What another order of the experts would do, within the model's {groups} routing groups. "
+        f"The chart shows the layers at EP {size}."
+    )
+    applied = _applied(loads, layout.get("experts"), groups, sizes[0])
+    if applied is not None:
+        size, shown, after = sizes[0], applied, "order of the files"
+        rows.insert(0, (f"EP {size}, as cut", applied, "recorded before the re-ordering"))
+        text = f"The files hold the experts in the order of a map; the chart shows EP {size}."
+    chart = views.balance_chart(shown, before="order of the model", after=after)
+    return {"text": text, "table": views.balance_table(rows), "chart": chart}
+
+
+def _applied(loads: experts.Loads, text: Any, groups: int, ep: int) -> experts.Placement | None:
+    """The balance in the order of a map that the files were written in."""
+    if not isinstance(text, str):
+        return None
+    try:
+        order = np.array(json.loads(text)["physical_to_logical_map"], np.int64)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+    if order.shape != loads.counts.shape or (np.sort(order) != np.arange(order.shape[1])).any():
+        return None
+    return experts.judged(loads, order, ep=ep, groups=groups)

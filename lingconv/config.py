@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
-from lingconv.errors import usage_error
+from lingconv.errors import Error, ExitCode, usage_error
 from lingconv.units import parse_size
 
 T = TypeVar("T")
@@ -93,3 +94,14 @@ def resolve(
 def debug(environment: Mapping[str, str] = os.environ) -> Setting[bool]:
     """Whether failures show a traceback."""
     return _setting(None, "debug", False, lambda text: text != "0", environment)
+
+
+def state_folder() -> Path:
+    """Where digests and speeds are remembered between runs: the XDG state folder of the user."""
+    base = os.environ.get("XDG_STATE_HOME")
+    if base and Path(base).is_absolute():
+        return Path(base) / "lingconv"
+    try:
+        return Path.home() / ".local" / "state" / "lingconv"
+    except RuntimeError as error:
+        raise Error(f"no home folder: {error}", kind="usage", exit_code=ExitCode.USAGE) from None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +44,29 @@ def lingconv(
         timeout=TIMEOUT,
         check=False,
     )
+
+
+def on_a_terminal(*arguments: str | Path, stream: str = "stderr", **variables: str) -> str:
+    """What a terminal of 30 lines shows of one stream of a command."""
+    main, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 120, 0, 0))
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | {stream: side}
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], env=environment(TERM="xterm", **variables), **streams
+    )
+    os.close(side)
+    shown = b""
+    while True:
+        try:
+            data = os.read(main, 65536)
+        except OSError:  # the other side is closed
+            break
+        if not data:
+            break
+        shown += data
+    os.close(main)
+    process.wait()
+    return shown.decode()
 
 
 def succeed(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import subprocess
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 from lingconv.cli.contents import COMMANDS
 from lingconv.errors import EXIT_CODES
-from support import COMMAND, answer, environment, lingconv, refuse, succeed
+from support import COMMAND, answer, environment, lingconv, on_a_terminal, refuse, succeed
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), ["plan", "dequantize"]])
@@ -165,35 +164,6 @@ def test_tracebacks_are_for_debugging_only(tiny: Path) -> None:
     done = lingconv("inspect", missing, LINGCONV_DEBUG="1")
     assert done.returncode == 4
     assert "Traceback" in done.stderr
-
-
-def on_a_terminal(*arguments: str | Path, **variables: str) -> str:
-    """What a terminal of 30 lines shows of a command's stderr."""
-    main, side = pty.openpty()
-    import fcntl
-    import struct
-    import termios
-
-    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 120, 0, 0))
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        stdout=subprocess.DEVNULL,
-        stderr=side,
-        env=environment(TERM="xterm", **variables),
-    )
-    os.close(side)
-    shown = b""
-    while True:
-        try:
-            data = os.read(main, 65536)
-        except OSError:  # the other side is closed
-            break
-        if not data:
-            break
-        shown += data
-    os.close(main)
-    process.wait()
-    return shown.decode()
 
 
 def test_a_terminal_gets_a_bar_and_colours(tiny: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import zipfile
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from lingconv import experts
 from lingconv.errors import Error
-from support import answer, lingconv, refuse, succeed
+from support import answer, lingconv, on_a_terminal, refuse, succeed
 
 Counts = NDArray[np.int64]
 
@@ -196,6 +197,22 @@ def test_the_picture(tmp_path: Path) -> None:
     assert picture["L02"] == "▁" * 19 + "█" + "▁" * 44
     assert next(line for line in lines if line.startswith("L01")).endswith("  1.03     8")
     assert "\x1b" not in "".join(lines)
+
+
+def test_colours_say_the_same_as_heights(tmp_path: Path, counts: Counts) -> None:
+    stats = ("experts", "stats", write(tmp_path, "loads.npy", counts))
+    shown = on_a_terminal(*stats, stream="stdout")
+    colours: dict[str, set[str]] = {}
+    for style, block in re.findall(r"\x1b\[([\d;]+)m([▁▂▃▄▅▆▇█]+)\x1b", shown):
+        for height in block:
+            colours.setdefault(height, set()).add(style)
+    assert len(colours) > 4
+    assert all(len(styles) == 1 for styles in colours.values())
+    assert len(set(map(frozenset, colours.values()))) > 3
+    plain = on_a_terminal(*stats, stream="stdout", NO_COLOR="1")
+    assert not re.search(r"\x1b\[[\d;]*3[0-7]m", plain)
+    bare = re.compile(r"\x1b\[[\d;]*m")
+    assert bare.sub("", plain) == bare.sub("", shown)
 
 
 def test_threshold(tmp_path: Path) -> None:

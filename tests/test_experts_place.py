@@ -217,6 +217,20 @@ def test_the_map(folder: Path) -> None:
     assert first["bound"] == pytest.approx((90 + 1 + 2 + 3) / 59)
 
 
+def test_reshard_takes_the_map_and_undoes_it(folder: Path) -> None:
+    """Loads move with the files: the ranks that were cut have what was promised."""
+    cut = ("--tp", "2", "--ep", "2")
+    (folder / "loads.json").write_text(json.dumps([[0] * 8, [9, 8, 9, 1, 1, 1, 2, 3], [5] * 8]))
+    place = ("experts", "place", "loads.json", "--ep", "2", "--model", "tiny", "-o", "map.json")
+    assert answer(*place, cwd=folder)["moe_layers"][0]["changed"]
+    succeed("reshard", "tiny", *cut, "--experts", "map.json", "-o", "cut", cwd=folder)
+    succeed("reshard", "cut", "--target", "hf", "-o", "again", cwd=folder)
+    before, after = contents(folder / "tiny"), contents(folder / "again")
+    shards = [name for name in before if name.endswith(".safetensors")]
+    assert shards
+    assert all(before[name] == after[name] for name in shards)
+
+
 def test_equal_groups_and_ranks_are_said_to_be_fixed(folder: Path) -> None:
     place = ("experts", "place", "loads.json", "--ep", "4", "--groups", "4")
     done = succeed(*place, cwd=folder)

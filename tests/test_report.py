@@ -121,6 +121,31 @@ def test_what_the_page_says(folder: Path) -> None:
         assert f"layer {layer}, expert.{role}: {min(found):.2f} dB" in cells
 
 
+def test_speed_is_remembered(folder: Path, tmp_path: Path) -> None:
+    """Where the run was made, and not for a copy."""
+    home = {"XDG_STATE_HOME": str(tmp_path / "state")}
+    succeed("quantize", "fp8", folder / "model", "-o", tmp_path / "out", "-j", "2", **home)
+    shutil.copytree(tmp_path / "out", tmp_path / "copy")
+    for name in ("out", "copy"):
+        succeed("report", tmp_path / name, **home)
+    texts = {name: (tmp_path / f"{name}-report.html").read_text() for name in ("out", "copy")}
+    speed = re.search(r"([\d.]+ .B) read and ([\d.]+ .B) written in .* with 2 jobs", texts["out"])
+    assert speed
+    size = sum(f.stat().st_size for f in (folder / "model").glob("*.safetensors"))
+    assert abs(float(speed[1].split()[0]) * 1e6 / size - 1) < 0.02
+    assert "not remembered here" in texts["copy"]
+    (record,) = (tmp_path / "state" / "lingconv" / "runs").iterdir()
+    for damage in (
+        "",
+        "[]",
+        '{"seconds": 0, "read": 1, "written": 1, "jobs": 1}',
+        '{"seconds": 1}',
+    ):
+        record.write_text(damage)
+        succeed("report", tmp_path / "out", **home)
+        assert "not remembered here" in (tmp_path / "out-report.html").read_text()
+
+
 def test_balance_is_that_of_place(folder: Path) -> None:
     text = (folder / "model-fp8-report.html").read_text()
     place = ("experts", "place", "loads.json", "--ep", "8", "--model", "model")

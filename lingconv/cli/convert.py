@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lingconv import api
+from lingconv import api, runs
 from lingconv.cli import show
 from lingconv.cli.options import RunOptions
 from lingconv.cli.session import Session, command_text
+from lingconv.config import state_folder
 from lingconv.errors import Error, ExitCode, Interrupted, cancelled, file_error, usage_error
 from lingconv.records import PlanSummary, RunResult, Space
 from lingconv.units import duration_text, size_text
@@ -148,6 +150,7 @@ def run(session: Session, job: Job) -> None:
     start = time.monotonic()
     result = _execute(session, job)
     seconds = time.monotonic() - start
+    _remember(session, job, result, seconds)
     if console.json:
         places = {"source": str(job.source), "output": str(job.output)}
         head = {"schema": "lingconv.run/1", "verb": summary.verb, "seconds": round(seconds, 3)}
@@ -164,6 +167,14 @@ def run(session: Session, job: Job) -> None:
         console.hint(f"start it: `{summary.launch[0].replace('{out}', str(job.output))}`")
     elif result.outcome != "share_complete":
         console.hint(f"see what it holds: `{command_text('inspect', job.output)}`")
+
+
+def _remember(session: Session, job: Job, result: RunResult, seconds: float) -> None:
+    """For `report`: how fast a whole run was."""
+    if result.outcome == "complete" and job.worker == (1, 1):
+        done = result.read, result.written - result.resumed, _space(session, job).jobs
+        with contextlib.suppress(Error):
+            runs.remember(state_folder(), job.output, result.plan, runs.Pace(seconds, *done))
 
 
 def _execute(session: Session, job: Job) -> RunResult:

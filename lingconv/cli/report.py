@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import click
 
 from lingconv.cli.options import FOLDER, Command, source_argument
 from lingconv.cli.session import Session
+from lingconv.config import state_folder
+from lingconv.errors import Error
 from lingconv.outputs import write_file
 
 
@@ -40,7 +43,10 @@ def command(
 
     recorded = experts.read_loads(loads) if loads else None
     output = output or sibling(source, "-report.html")
-    page = report.render(source, recorded)
+    state = None
+    with contextlib.suppress(Error):
+        state = state_folder()
+    page = report.render(source, recorded, state=state)
     write_file(output, page, mark=report.MARK)
     if session.console.json:
         answer = {"schema": "lingconv.report/1", "source": str(source), "output": str(output)}

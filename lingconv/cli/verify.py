@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections import Counter
 from dataclasses import asdict
@@ -20,7 +19,8 @@ from lingconv.cli.options import (
     source_argument,
 )
 from lingconv.cli.session import Session, command_text
-from lingconv.errors import Error, ExitCode, Interrupted, cancelled, usage_error
+from lingconv.config import state_folder
+from lingconv.errors import ExitCode, Interrupted, cancelled, usage_error
 from lingconv.units import size_text
 
 if TYPE_CHECKING:
@@ -147,17 +147,6 @@ def _truth(source: Path, against: str) -> dict[str, Any]:
     listing = hub.fetch(named, repository=repository, revision=commit)
     fetched = (listing.text, listing.origin, named.hub, listing.commit, listing.repository)
     return {"listing": fetched}
-
-
-def state_folder() -> Path:
-    """Where digests are remembered between runs: the XDG state folder of the user."""
-    base = os.environ.get("XDG_STATE_HOME")
-    if base and Path(base).is_absolute():
-        return Path(base) / "lingconv"
-    try:
-        return Path.home() / ".local" / "state" / "lingconv"
-    except RuntimeError as error:
-        raise Error(f"no home folder: {error}", kind="usage", exit_code=ExitCode.USAGE) from None
 
 
 def _show(console: Console, found: Verification) -> None:

@@ -21,7 +21,8 @@ from lingconv import api, experts
 from lingconv.errors import Error, ExitCode
 from lingconv.report import views
 from lingconv.report.manifest import Manifest, TensorError, read_manifest
-from lingconv.units import count_text, size_text
+from lingconv.runs import Pace, recall
+from lingconv.units import count_text, duration_text, size_text
 
 if TYPE_CHECKING:
     from lingconv.records import Inspection, Tensor
@@ -30,8 +31,10 @@ MARK = '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">'
 _SIZES = (8, 16, 32, 64)
 
 
-def render(folder: Path, loads: experts.Loads | None = None) -> str:
+def render(folder: Path, loads: experts.Loads | None = None, *, state: Path | None = None) -> str:
     """The page of a checkpoint or an output of lingconv, with recorded `loads` if there are any.
+
+    `state` is where the speed of runs is remembered.
 
     Raises `Error` 4 if the folder or its manifest cannot be read, or if `loads` are another
     model's.
@@ -49,7 +52,8 @@ def render(folder: Path, loads: experts.Loads | None = None) -> str:
         "model": _model(found),
     }
     if manifest is not None:
-        view |= {"plan": _plan(manifest), "digests": _digests(manifest)}
+        pace = recall(state, folder, manifest.plan) if state else None
+        view |= {"plan": _plan(manifest, pace), "digests": _digests(manifest)}
         view["errors"] = _errors(manifest.errors, catalog.tensors()) if manifest.errors else None
     if loads is not None:
         view |= _loads(folder, loads, found, manifest)
@@ -102,7 +106,7 @@ def _model(found: Inspection) -> dict[str, Any]:
     }
 
 
-def _plan(manifest: Manifest) -> dict[str, Any]:
+def _plan(manifest: Manifest, pace: Pace | None) -> dict[str, Any]:
     request = manifest.request
     chosen = {k: v for k, v in request.items() if v and k not in ("verb", "reshard")}
     layout = manifest.layout
@@ -114,12 +118,20 @@ def _plan(manifest: Manifest) -> dict[str, Any]:
     total = sum(file.size for file in manifest.files)
     facts += [
         ("written", f"{len(manifest.files):,} files · {size_text(total)}"),
+        ("speed", _pace_text(pace) if pace else "not remembered here"),
         ("left out", f"{manifest.dropped:,} tensors"),
         ("plan", manifest.plan),
         ("source", manifest.source),
         ("by", manifest.tool),
     ]
     return {"facts": facts, "digests": ("plan", "source"), "warnings": manifest.warnings}
+
+
+def _pace_text(pace: Pace) -> str:
+    moved = f"{size_text(pace.read)} read and {size_text(pace.written)} written"
+    rate = size_text((pace.read + pace.written) / pace.seconds)
+    jobs = f"{pace.jobs} {'job' if pace.jobs == 1 else 'jobs'}"
+    return f"{moved} in {duration_text(pace.seconds)} with {jobs}: {rate}/s in all"
 
 
 def _value(value: Any) -> str:

@@ -199,6 +199,16 @@ def test_the_picture(tmp_path: Path) -> None:
     assert "\x1b" not in "".join(lines)
 
 
+def test_layers_in_words(tmp_path: Path) -> None:
+    path = write(tmp_path, "loads.npy", np.array([[0, 0, 0, 0], [4, 0, 1, 3], [1, 1, 5, 1]]))
+    shown = succeed("experts", "stats", path, "-v", "--ep", "2").stdout
+    table = [line.split() for line in shown.splitlines() if re.match(r" +[12] ", line)]
+    # Of 4, 0, 1, 3: the mean is 2, ranks hold 4 and 4; deviations 4, 4, 1, 1; differences 14.
+    first = ["1", "2", "4", "2.00", f"{math.sqrt(10 / 4) / 2:.3f}", f"{28 / 64:.3f}", "1.00"]
+    assert table[0] == [*first, *"0321", *"1230"]
+    assert table[1][:4] == ["2", "2", "5", "2.50"]
+
+
 def test_colours_say_the_same_as_heights(tmp_path: Path, counts: Counts) -> None:
     stats = ("experts", "stats", write(tmp_path, "loads.npy", counts))
     shown = on_a_terminal(*stats, stream="stdout")

@@ -217,6 +217,16 @@ def test_the_map(folder: Path) -> None:
     assert first["bound"] == pytest.approx((90 + 1 + 2 + 3) / 59)
 
 
+def test_nodes_are_balanced_too(folder: Path) -> None:
+    (folder / "loads.json").write_text(json.dumps([[0] * 8, [9, 9, 8, 8, 1, 1, 2, 2], [5] * 8]))
+    place = ("experts", "place", "loads.json", "--ep", "4", "--nodes", "2", "--model", "tiny")
+    summary = answer(*place, cwd=folder)["summary"]
+    # Nodes hold 34 and 6 of 40, then 20 and 20; the other layer is even: 20 and 20.
+    assert summary["before"]["nodes"] == pytest.approx((34 + 20) / 40)
+    assert summary["after"]["nodes"] == pytest.approx(1)
+    assert "on 2 nodes" in succeed(*place, cwd=folder).stdout
+
+
 def test_reshard_takes_the_map_and_undoes_it(folder: Path) -> None:
     """Loads move with the files: the ranks that were cut have what was promised."""
     cut = ("--tp", "2", "--ep", "2")

@@ -127,19 +127,26 @@ def _check_model(loads: Loads, routing: Routing, model: Path | None) -> None:
         )
 
 
-def _rows(placement: Placement) -> dict[str, dict[str, Any]]:
-    """Before, after and the bound, over all MoE layers."""
+def _rows(placement: Placement, nodes: int) -> dict[str, dict[str, Any]]:
+    """Before, after and the bound, over all MoE layers; `nodes` is the maximum over their mean."""
+    from lingconv.experts import balance, grouped
+
+    of_nodes = [
+        balance(grouped(found.loads, nodes)).slowdown
+        for found in (placement.before, placement.after)
+    ]
     mean = placement.before.mean
     rows = {}
-    for name, peaks in (
-        ("before", placement.before.max),
-        ("after", placement.after.max),
-        ("bound", placement.bound),
+    for name, peaks, node in (
+        ("before", placement.before.max, of_nodes[0]),
+        ("after", placement.after.max, of_nodes[1]),
+        ("bound", placement.bound, None),
     ):
         rows[name] = {
             "balancedness": float((mean / peaks).mean()),
             "max_over_mean": float(peaks.sum() / mean.sum()),
             "worst_max_over_mean": float((peaks / mean).max()),
+            "nodes": node,
         }
     return rows
 
@@ -157,7 +164,7 @@ def _as_json(head: dict[str, Any], placement: Placement, output: Path | None) ->
         "schema": "lingconv.experts.place/1",
         **head,
         "fixed": placement.fixed,
-        "summary": _rows(placement),
+        "summary": _rows(placement, head["nodes"]),
         "moe_layers": [
             {
                 "layer": layer,
@@ -174,7 +181,8 @@ def _as_json(head: dict[str, Any], placement: Placement, output: Path | None) ->
 
 def _show(session: Session, head: dict[str, Any], placement: Placement) -> None:
     console = session.console
-    words = f"EP {head['ep']} · {head['method']} · for {head['for']}"
+    nodes = f" on {head['nodes']} nodes" if head["nodes"] > 1 else ""
+    words = f"EP {head['ep']}{nodes} · {head['method']} · for {head['for']}"
     groups = f" · {head['groups']} routing groups" if head["groups"] > 1 else ""
     console.answer(f"Placement · {words}{groups}", style="bold")
     rows = [
@@ -183,10 +191,11 @@ def _show(session: Session, head: dict[str, Any], placement: Placement) -> None:
             f"{row['balancedness']:.3f}",
             f"{row['max_over_mean']:.3f}×",
             f"{row['worst_max_over_mean']:.3f}×",
+            *([f"{row['nodes']:.3f}×" if row["nodes"] else "–"] if nodes else []),
         ]
-        for name, row in _rows(placement).items()
+        for name, row in _rows(placement, head["nodes"]).items()
     ]
-    columns = ("", "balancedness", "max/mean", "worst layer")
+    columns = ("", "balancedness", "max/mean", "worst layer", *(["of nodes"] if nodes else []))
     console.answer_table(columns, rows, right=columns[1:])
     if placement.fixed:
         console.answer(f"  {_fixed_text(head)}")

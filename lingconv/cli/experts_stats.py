@@ -209,6 +209,9 @@ def _show(
     _show_head(console, loads)
     _show_map(console, loads, measured["experts"])
     console.answer("")
+    if console.verbose:
+        _show_layers(console, loads, measured)
+        console.answer("")
     rows = []
     names = {"experts": "experts", "ranks": f"EP {ep} ranks", "nodes": f"{nodes} nodes"}
     for part, found in measured.items():
@@ -228,6 +231,23 @@ def _show(
     console.answer(
         "  balancedness = mean/max; all are means over layers, max/mean is Σ max / Σ mean"
     )
+
+
+def _show_layers(console: Console, loads: Loads, measured: dict[str, Balance]) -> None:
+    """All measures of every layer, and its hottest and coldest experts."""
+    found = measured["experts"]
+    parts = [part for part in measured if part != "experts"]
+    columns = ["layer", "mean", "max", "×mean", "CV", "Gini", *(f"{p} ×mean" for p in parts)]
+    rows = []
+    for row, layer in enumerate(loads.moe_layers.tolist()):
+        extremes = _extremes(loads.counts[layer].tolist())
+        cells = [f"{found.mean[row]:,.6g}", f"{found.max[row]:,.6g}"]
+        cells += [f"{found.max_over_mean[row]:.2f}", f"{found.cv[row]:.3f}"]
+        cells += [f"{found.gini[row]:.3f}"]
+        cells += [f"{measured[part].max_over_mean[row]:.2f}" for part in parts]
+        ends = [" ".join(str(e["expert"]) for e in extremes[k]) for k in ("hottest", "coldest")]
+        rows.append([str(layer), *cells, *ends])
+    console.answer_table([*columns, "hottest", "coldest"], rows, right=columns)
 
 
 def _show_head(console: Console, loads: Loads) -> None:

@@ -10,6 +10,7 @@ __all__ = [
     "Plan",
     "__version__",
     "dialects",
+    "experts",
     "finish",
     "fit",
     "kernels",
@@ -48,7 +49,6 @@ class Plan:
     def summary(self) -> str: ...
     def explain(self, catalog: Catalog, tensor: str) -> str: ...
     def save(self) -> str: ...
-    def files(self) -> str: ...
     def request(self) -> str: ...
     def space(
         self, catalog: Catalog, output: str | PathLike[str], *, memory: int, jobs: int
@@ -92,6 +92,15 @@ def verify(
     state: str | PathLike[str] | None,
     fresh: bool,
     write_sums: str | PathLike[str] | None,
+    tick: Callable[[str], None],
+) -> str: ...
+def experts(
+    catalog: Catalog,
+    *,
+    against: Catalog | None,
+    jobs: int,
+    io: str,
+    kernel: str | None,
     tick: Callable[[str], None],
 ) -> str: ...
 def synth(

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,8 @@ from lingconv.records import (
     Count,
     Dialect,
     DtypeRow,
+    ExpertFinding,
+    ExpertWeights,
     Finding,
     Fit,
     Format,
@@ -28,7 +30,6 @@ from lingconv.records import (
     Inspection,
     Kernels,
     Layout,
-    Linked,
     PlanSummary,
     Rank,
     RunResult,
@@ -43,7 +44,10 @@ from lingconv.records import (
     Verification,
     build,
     build_all,
+    build_expert_layer,
 )
+from lingconv.request import Request as Request
+from lingconv.request import Reshard as Reshard
 
 StrPath = str | os.PathLike[str]
 OnProgress = Callable[[Sample], None]
@@ -68,46 +72,6 @@ def _core_errors() -> Iterator[None]:
             hint=error.hint,
             text=str(error),
         ) from None
-
-
-@dataclass(frozen=True)
-class Reshard:
-    """How many ranks of each kind, and for which engine; `target` is that of `target()`."""
-
-    target: str
-    target_file: str | None = None
-    tp: int = 1
-    pp: int = 1
-    ep: int = 1
-    pp_layers: list[int] = field(default_factory=list)
-    shard_size: int = 5_000_000_000
-    format: Literal["fp8"] | None = None
-    keep_mtp: bool = False
-    rank: dict[str, int] | None = None
-    partial: bool = False
-    link: Literal["auto", "reflink", "hardlink", "symlink", "copy"] = "auto"
-    experts: str | None = None
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked for. Files of the user are given as text: plans hold no paths."""
-
-    verb: Literal["quantize", "dequantize", "reshard"]
-    reshard: Reshard | None = None
-    dialect: str = "deepseek"
-    dialect_file: str | None = None
-    arch_file: str | None = None
-    scale: Literal["f32", "ue8m0"] = "f32"
-    scale_arith: Literal["ieee", "cuda"] = "ieee"
-    only: list[str] = field(default_factory=list)
-    skip: list[str] = field(default_factory=list)
-    experts_only: bool = False
-    keep_nonfinite: bool = False
-    drop_mtp: bool = False
-    rope_yarn: float | None = None
-    prove: bool = False
-    report: bool = False
 
 
 class Catalog:
@@ -173,15 +137,6 @@ class Plan:
         """Where a tensor of the source or the output comes from and goes to."""
         with _core_errors():
             found: dict[str, Any] = json.loads(self._handle.explain(self._catalog._handle, tensor))
-        return found
-
-    def files(self) -> list[str]:
-        """Paths, relative to the output, of all files but the manifest and the sums.
-
-        Where stages have folders of their own, only what lies in them.
-        """
-        with _core_errors():
-            found: list[str] = json.loads(self._handle.files())
         return found
 
     def save(self) -> str:
@@ -255,8 +210,7 @@ def run(
             tick=_tick(on_progress),
         )
     data = json.loads(text)
-    reports, linked = build_all(TensorReport, data["reports"]), build(Linked, data["linked"])
-    return build(RunResult, data, reports=reports, linked=linked)
+    return build(RunResult, data, reports=build_all(TensorReport, data["reports"]))
 
 
 def finish(catalog: Catalog, plan: Plan, output: StrPath) -> str:
@@ -331,6 +285,38 @@ def verify(
         data,
         truths=build_all(Truth, data["truths"]),
         findings=build_all(Finding, data["findings"]),
+    )
+
+
+def expert_weights(
+    catalog: Catalog,
+    *,
+    against: Catalog | None = None,
+    jobs: int = 0,
+    io: Literal["auto", "direct", "buffered"] = "auto",
+    kernel: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> ExpertWeights:
+    """Look at the weights of all experts and routers, in one pass; none of it is load.
+
+    `against` holds the same weights in the other number format, FP8 or wide: then the error of
+    encoding is measured too.
+    """
+    with _core_errors():
+        text = _core.experts(
+            catalog._handle,
+            against=None if against is None else against._handle,
+            jobs=jobs,
+            io=io,
+            kernel=kernel,
+            tick=_tick(on_progress),
+        )
+    data = json.loads(text)
+    return build(
+        ExpertWeights,
+        data,
+        layers=[build_expert_layer(row) for row in data["layers"]],
+        findings=build_all(ExpertFinding, data["findings"]),
     )
 
 

@@ -167,8 +167,6 @@ class PlanSummary:
     read_files: int
     write_bytes: int
     write_files: int
-    link_files: int
-    link_bytes: int
     tasks: int
     encode: Count
     decode: Count
@@ -224,15 +222,6 @@ class TensorReport:
 
 
 @dataclass(frozen=True)
-class Linked:
-    """Files that a run linked instead of writing them: how many of each kind, and how many of them
-    have no digest that anybody knows."""
-
-    files: dict[str, int]
-    undigested: int
-
-
-@dataclass(frozen=True)
 class RunResult:
     """How a run ended. `plan` is the digest of what was executed; `reread` bytes of `read` were
     read once more for the digests of source files."""
@@ -245,7 +234,6 @@ class RunResult:
     resumed: int
     kept_nonfinite: list[str]
     reports: list[TensorReport]
-    linked: Linked
 
 
 @dataclass(frozen=True)
@@ -323,3 +311,90 @@ class Verification:
     bytes: int
     uncovered: list[str]
     findings: list[Finding]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One projection of all experts of a layer, by expert; None where there is no figure.
+
+    `kurtosis` is the mean of x⁴ over the squared mean of x². `scales` are the `smallest` and
+    `largest` of FP8, `error` the `sqnr_db` and `max_abs_error` of a comparison.
+    """
+
+    role: str
+    dtypes: list[str]
+    rms: list[float | None]
+    absmax: list[float | None]
+    kurtosis: list[float | None]
+    digest: list[str | None]
+    scales: dict[str, list[float | None]] | None
+    error: dict[str, list[float | None]] | None
+
+
+@dataclass(frozen=True)
+class Router:
+    """Rows of a layer's router, by expert: their lengths, and cosines to the others.
+
+    `likeness` is the mean cosine with every column at the same size over experts.
+    """
+
+    norms: list[float]
+    mean_cosine: list[float]
+    likeness: list[float]
+    closest: list[int]
+    closest_cosine: list[float]
+
+
+@dataclass(frozen=True)
+class RouterBias:
+    """Router bias of a layer; `pressure` is the bias less its mean, and no load."""
+
+    mean: float
+    pressure: list[float]
+    all_zero: bool
+
+
+@dataclass(frozen=True)
+class ExpertLayer:
+    """One layer with experts."""
+
+    layer: int
+    mtp: bool
+    projections: list[Projection]
+    router: Router | None
+    bias: RouterBias | None
+
+
+@dataclass(frozen=True)
+class ExpertFinding:
+    """Something unsound; `kind` is nonfinite, zero, duplicate, outlier or gate_row."""
+
+    kind: str
+    layer: int
+    expert: int
+    tensor: str
+    message: str
+
+
+@dataclass(frozen=True)
+class ExpertWeights:
+    """What the weights of experts and routers tell; `experts` is their number in a layer."""
+
+    schema: str
+    architecture: str
+    experts: int
+    bytes: int
+    layers: list[ExpertLayer]
+    findings: list[ExpertFinding]
+
+
+def build_expert_layer(row: Mapping[str, Any]) -> ExpertLayer:
+    """A layer of its JSON."""
+    router, bias = row["router"], row["bias"]
+    return build(
+        ExpertLayer,
+        row,
+        projections=build_all(Projection, row["projections"]),
+        router=build(Router, router) if router else None,
+        bias=build(RouterBias, bias) if bias else None,
+    )

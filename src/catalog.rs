@@ -13,7 +13,7 @@ use crate::errors::json;
 #[pyclass(frozen)]
 pub struct Catalog {
     pub(crate) inner: catalog::Catalog,
-    model: Option<Model>,
+    pub(crate) model: Option<Model>,
 }
 
 #[pymethods]

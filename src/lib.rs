@@ -8,6 +8,7 @@ mod blocking;
 mod catalog;
 mod env;
 mod errors;
+mod experts;
 mod fit;
 mod plan;
 mod run;
@@ -27,6 +28,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(run::status, module)?)?;
     module.add_function(wrap_pyfunction!(synth::synth, module)?)?;
     module.add_function(wrap_pyfunction!(verify::verify, module)?)?;
+    module.add_function(wrap_pyfunction!(experts::experts, module)?)?;
     module.add_function(wrap_pyfunction!(synth::presets, module)?)?;
     module.add_function(wrap_pyfunction!(env::dialects, module)?)?;
     module.add_function(wrap_pyfunction!(plan::target, module)?)?;

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lingconv.cli import heatmap
-from lingconv.cli.options import FOLDER, Command, Parsed
+from lingconv.cli.options import FOLDER, Command, Parsed, arch_option, jobs_option
 from lingconv.cli.session import Session, command_text
 from lingconv.errors import ExitCode, usage_error
 
@@ -55,18 +55,44 @@ def _threshold(text: str) -> float:
     help="Fail if a layer's maximum is more than X times its mean: of ranks with --ep, else "
     "of experts.",
 )
+@click.option(
+    "--against",
+    type=FOLDER,
+    metavar="DIR",
+    help="Of a checkpoint: the same in the other format, FP8 or BF16; measures the error.",
+)
+@arch_option
+@jobs_option
 @click.pass_obj
 def command(session: Session, /, *, paths: tuple[Path, ...], **options: Any) -> int:
     """A folder of safetensors is looked into; anything else holds recorded loads.
+
+    Of a checkpoint, every expert is read once: experts of zeros, twins, those far larger or
+    smaller than the others of their layer, NaN, and gate rows unlike the others fail. The router
+    bias tells how much correction training needed. Weights never tell load.
 
     LOADS are recorder dumps of SGLang (.pt; files of several ranks, or their folder), or
     logical_count [layers, experts] or [steps, layers, experts] in .json, .npy or .npz, or .csv
     with layer,expert,count.
     """
     paths = paths or (Path(),)
-    if _is_checkpoint(paths[0]):
-        return _of_weights(paths, **options)
-    return _of_loads(session, paths, **options)
+    of_weights = {name: options.pop(name) for name in ("against", "arch_file")}
+    if not _is_checkpoint(paths[0]):
+        _refuse(of_weights, "a checkpoint, not recorded loads")
+        return _of_loads(session, paths, **options)
+    _refuse(options, "recorded loads, not a checkpoint")
+    if len(paths) > 1:
+        raise usage_error("one checkpoint at a time", path=str(paths[1]))
+    from lingconv.cli.expert_weights import examine
+
+    return examine(session, paths[0], **of_weights)
+
+
+def _refuse(options: dict[str, Any], needed: str) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        name = given[0].removesuffix("_file").replace("_", "-")
+        raise usage_error(f"--{name} needs {needed}")
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -75,13 +101,6 @@ def _is_checkpoint(path: Path) -> bool:
     from lingconv.experts import PATTERN
 
     return any(path.glob("*.safetensors*")) or not any(path.glob(PATTERN))
-
-
-def _of_weights(paths: tuple[Path, ...], **options: Any) -> int:
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        raise usage_error(f"--{given[0].replace('_', '-')} needs recorded loads, not a checkpoint")
-    raise usage_error("statistics of weights are not there yet", path=str(paths[0]))
 
 
 def _of_loads(

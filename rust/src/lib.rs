@@ -15,7 +15,7 @@
 //!    of a source, for runs that verify it in the same pass; [`against`] derives a plan again, for
 //!    holding its output against the source.
 //!
-//! [`verify`] compares a folder with what is known of it, and shares the catalog's header reader,
+//! [`experts`] looks into the weights of a checkpoint's experts and routers. [`verify`] compares a folder with what is known of it, and shares the catalog's header reader,
 //! the hashes and the I/O. [`io`] is the only module that touches the file system. [`inspect`] describes a catalog,
 //! [`pieces`] lets a re-sharded folder be read as the checkpoint it was cut from,
 //! [`synth`] makes checkpoints to rehearse with. Errors are [`error::Error`] everywhere.
@@ -27,6 +27,7 @@ pub mod dialect;
 pub mod dtype;
 pub mod error;
 pub mod exec;
+pub mod experts;
 pub mod header;
 pub mod inspect;
 pub mod io;

@@ -1,6 +1,6 @@
-//! The source files of one task, opened once.
+//! The source files of one task or tensor, opened once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,14 +25,8 @@ pub struct SourceStamp {
     pub stamp: Stamp,
 }
 
-/// Whether files can have the content that they had.
-pub(super) fn agree(before: &[SourceStamp], now: &[SourceStamp]) -> bool {
-    let same = |(a, b): (&SourceStamp, &SourceStamp)| a.name == b.name && a.stamp.agrees(b.stamp);
-    before.len() == now.len() && before.iter().zip(now).all(same)
-}
-
 /// Open source files by their number in the catalog.
-pub(super) struct Sources<'a> {
+pub(crate) struct Sources<'a> {
     catalog: &'a Catalog,
     files: BTreeMap<u32, SourceFile>,
     progress: &'a Progress,
@@ -46,8 +40,28 @@ impl<'a> Sources<'a> {
         mode: Mode,
         progress: &'a Progress,
     ) -> Result<Self> {
+        Self::of_files(catalog, files_of(catalog, task), mode, progress)
+    }
+
+    /// Opens every file that holds a part of `tensors`.
+    pub(crate) fn of_tensors(
+        catalog: &'a Catalog,
+        tensors: impl Iterator<Item = u32>,
+        mode: Mode,
+        progress: &'a Progress,
+    ) -> Result<Self> {
+        let files: BTreeSet<u32> = tensors.flat_map(|t| catalog.files_of(t)).collect();
+        Self::of_files(catalog, files.into_iter().collect(), mode, progress)
+    }
+
+    fn of_files(
+        catalog: &'a Catalog,
+        numbers: Vec<u32>,
+        mode: Mode,
+        progress: &'a Progress,
+    ) -> Result<Self> {
         let mut files = BTreeMap::new();
-        for number in files_of(catalog, task) {
+        for number in numbers {
             let (name, stamp) = catalog.file(number);
             let file = SourceFile::open(&catalog.root, name, mode)?;
             if file.stamp().size != stamp.size {
@@ -60,7 +74,7 @@ impl<'a> Sources<'a> {
 
     /// Reads part of a tensor into `buffer`; the bytes lie at the range returned. `scratch` is
     /// used if the tensor lies in pieces.
-    pub(super) fn read(
+    pub(crate) fn read(
         &self,
         tensor: u32,
         start: u64,

@@ -17,7 +17,8 @@
 //!
 //! - `float`, `e4m3`, `scale`: the formats themselves, defined element by element
 //! - `fp8`: encode and decode; `kernel` and `lanes`: the fast bodies; `level`: which of them runs
-//! - `stats`, `prove`: the error report and the laws; `cast`: plain casts to BF16
+//! - `moments`: size and shape of values; `stats`, `prove`: the error report and the laws; `cast`: plain casts to BF16;
+//!   `dot`: products of rows
 
 #![allow(
     clippy::inline_always,
@@ -26,12 +27,14 @@
 #![allow(clippy::float_cmp, reason = "every comparison here is meant to the last bit")]
 
 mod cast;
+mod dot;
 pub mod e4m3;
 mod float;
 mod fp8;
 mod kernel;
 mod lanes;
 mod level;
+mod moments;
 mod prove;
 mod scale;
 mod scan;
@@ -41,9 +44,11 @@ mod tests;
 mod tile;
 
 pub use cast::cast_to_bf16;
+pub use dot::dots;
 pub use float::{Float, bf16_to_f32, f16_to_f32, f32_to_bf16};
 pub use fp8::{Encoding, Quotient, decode, encode, encode_with_scales};
 pub use level::{Level, UnknownLevel};
+pub use moments::{Moments, moments, moments_of_codes};
 pub use prove::{Law, Scratch, Unproven, prove};
 pub use scale::{
     Arith, BadScale, PowerOfTwo, ScaleDtype, ScaleRule, StoredScale, load_scales, store_scales,

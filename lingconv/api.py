@@ -30,6 +30,7 @@ from lingconv.records import (
     Inspection,
     Kernels,
     Layout,
+    Linked,
     PlanSummary,
     Rank,
     RunResult,
@@ -139,6 +140,15 @@ class Plan:
             found: dict[str, Any] = json.loads(self._handle.explain(self._catalog._handle, tensor))
         return found
 
+    def files(self) -> list[str]:
+        """Paths, relative to the output, of all files but the manifest and the sums.
+
+        Where stages have folders of their own, only what lies in them.
+        """
+        with _core_errors():
+            found: list[str] = json.loads(self._handle.files())
+        return found
+
     def save(self) -> str:
         """Text of the saved plan."""
         with _core_errors():
@@ -210,7 +220,8 @@ def run(
             tick=_tick(on_progress),
         )
     data = json.loads(text)
-    return build(RunResult, data, reports=build_all(TensorReport, data["reports"]))
+    reports, linked = build_all(TensorReport, data["reports"]), build(Linked, data["linked"])
+    return build(RunResult, data, reports=reports, linked=linked)
 
 
 def finish(catalog: Catalog, plan: Plan, output: StrPath) -> str:

@@ -167,6 +167,8 @@ class PlanSummary:
     read_files: int
     write_bytes: int
     write_files: int
+    link_files: int
+    link_bytes: int
     tasks: int
     encode: Count
     decode: Count
@@ -222,6 +224,15 @@ class TensorReport:
 
 
 @dataclass(frozen=True)
+class Linked:
+    """Files that a run linked instead of writing them: how many of each kind, and how many of them
+    have no digest that anybody knows."""
+
+    files: dict[str, int]
+    undigested: int
+
+
+@dataclass(frozen=True)
 class RunResult:
     """How a run ended. `plan` is the digest of what was executed; `reread` bytes of `read` were
     read once more for the digests of source files."""
@@ -234,6 +245,7 @@ class RunResult:
     resumed: int
     kept_nonfinite: list[str]
     reports: list[TensorReport]
+    linked: Linked
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ class Reshard:
     keep_mtp: bool = False
     rank: dict[str, int] | None = None
     partial: bool = False
+    link: Literal["auto", "reflink", "hardlink", "symlink", "copy"] = "auto"
     experts: str | None = None
 
 

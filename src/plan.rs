@@ -66,6 +66,11 @@ impl Plan {
         detached(py, || errors::json(&SavedPlan::new(&self.inner, &self.summary)?))
     }
 
+    /// Paths of all files but the manifest and the sums, as a JSON list.
+    fn files(&self, py: Python<'_>) -> PyResult<String> {
+        detached(py, || errors::json(&self.inner.files()))
+    }
+
     /// The request, as JSON.
     fn request(&self, py: Python<'_>) -> PyResult<String> {
         detached(py, || errors::json(&self.inner.request))
@@ -86,7 +91,7 @@ impl Plan {
             run::check_apart(catalog.inner.root.path(), &output)?;
             let buffers = budget::budget(&self.inner, memory, jobs)?;
             let free = small::free_space(&output)?.bytes;
-            let needed = output::needed(&output, &self.inner);
+            let needed = output::needed(&output, &catalog.inner, &self.inner);
             errors::json(&json!({
                 "needed": needed,
                 "free": free,

@@ -5,11 +5,12 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lingconv_core::error::{Error, Result};
+use lingconv_core::exec::attest::Known;
 use lingconv_core::exec::{Options, POINT_EVERY, Progress, Worker};
 use lingconv_core::io::Mode;
 use lingconv_core::numeric::Level;
 use lingconv_core::run as core;
-use lingconv_core::trust::known_sources;
+use lingconv_core::trust::{known_links, known_sources};
 use pyo3::prelude::*;
 use serde_json::json;
 
@@ -67,6 +68,7 @@ pub fn run(
             force,
             point_every: POINT_EVERY,
             known: None,
+            links: Known::default(),
         })
     };
     let mut options = options().map_err(|e| errors::to_py(py, &e))?;
@@ -78,6 +80,7 @@ pub fn run(
             if verify_source {
                 options.known = Some(known_sources(&catalog.inner, &plan.inner, &progress)?);
             }
+            options.links = known_links(&catalog.inner, &plan.inner);
             core::run(&catalog.inner, &plan.inner, &options, &progress)
         },
         |cancelling| report(py, &progress, cancelling, &tick),
@@ -123,6 +126,7 @@ fn folder_options(output: PathBuf) -> Options {
         force: false,
         point_every: POINT_EVERY,
         known: None,
+        links: Known::default(),
     }
 }
 

@@ -295,7 +295,7 @@ def test_light_and_dark(browser: Browser) -> None:
             "  getComputedStyle(document.querySelector(query))[what];"
             "return [of('body', 'backgroundColor'), of('body', 'color'), of('h1', 'fontSize'),"
             "  ...[0, 1, 2, 3, 4, 5, 6, 7, 8].map(n =>"
-            "    of(n ? `#load .legend .h${n}` : '#load .legend .h0', 'backgroundColor'))]"
+            "    of(`#load .legend .h${n}`, 'backgroundColor'))]"
         )
     brightness = {
         name: [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in found[:2]]

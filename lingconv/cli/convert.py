@@ -164,7 +164,8 @@ def run(session: Session, job: Job) -> None:
         verify = command_text("verify", job.source)
         console.warn(f"nothing was read, so the source was not verified; do it with `{verify}`")
     if result.outcome != "share_complete" and summary.launch:
-        console.hint(f"start it: `{summary.launch[0].replace('{out}', str(job.output))}`")
+        lines = [line.replace("{out}", str(job.output)) for line in summary.launch]
+        console.hint("start it: " + "\n      ".join(f"`{line}`" for line in lines))
     elif result.outcome != "share_complete":
         console.hint(f"see what it holds: `{command_text('inspect', job.output)}`")
 
@@ -227,6 +228,8 @@ def _outcome_text(job: Job, summary: PlanSummary, result: RunResult, seconds: fl
     figures = f"{size_text(written)} written in {duration_text(seconds)}"
     if seconds > 0:
         figures += f" · {size_text(written / seconds)}/s"
+    if linked := show.linked_text(result):
+        figures += f" · {linked}"
     if result.resumed:
         figures += f" · {size_text(result.resumed)} kept from an earlier run"
     if job.options.verify_source:

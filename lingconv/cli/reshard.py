@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +24,9 @@ from lingconv.cli.options import (
 from lingconv.cli.session import Session
 from lingconv.cli.targets import take_target, target_options
 from lingconv.errors import usage_error
+
+if TYPE_CHECKING:
+    from lingconv.cli.convert import Job
 
 RANKS = click.IntRange(min=1)
 
@@ -70,6 +73,20 @@ def _layers(text: str) -> list[int]:
     type=RANK,
     metavar="RANK",
     help="Write only these files: pp1, or tp3,pp1; ranks count from 0.",
+)
+@click.option(
+    "--link",
+    type=click.Choice(["auto", "reflink", "hardlink", "symlink", "copy"]),
+    default="auto",
+    show_default=True,
+    help="How files that lie in one stage are taken over by --target hf and sglang; auto: reflink, "
+    "else hard link, else copy.",
+)
+@click.option(
+    "--list-files",
+    type=RANK,
+    metavar="RANK",
+    help="Print the files that this rank needs, one a line, and write nothing.",
 )
 @click.option("--keep-mtp", is_flag=True, help="Keep the MTP layers.")
 @click.option(
@@ -118,7 +135,21 @@ def command(
         refuse_encoding(context)
     if drop_mtp and options["keep_mtp"]:
         raise usage_error("--drop-mtp and --keep-mtp contradict one another")
-    names = ("tp", "pp", "ep", "pp_layers", "shard_size", "keep_mtp", "partial", "rank", "experts")
+    listed = options.pop("list_files")
+    if listed is not None:
+        options["rank"] = listed
+    names = (
+        "tp",
+        "pp",
+        "ep",
+        "pp_layers",
+        "shard_size",
+        "keep_mtp",
+        "partial",
+        "rank",
+        "experts",
+        "link",
+    )
     layout = Reshard(
         **take_target(options),
         format="fp8" if number_format else None,
@@ -127,4 +158,17 @@ def command(
     run = RunOptions.take(options)
     encoding = take_encoding(options)
     request = Request("reshard", layout, drop_mtp=drop_mtp, **encoding, **options)
-    convert(session, prepare(source, request, run), save=save, explain=explain)
+    job = prepare(source, request, run)
+    if listed is not None:
+        _list_files(session, job)
+    else:
+        convert(session, job, save=save, explain=explain)
+
+
+def _list_files(session: Session, job: Job) -> None:
+    """For rsync: paths relative to the output."""
+    files = job.plan.files()
+    if session.console.json:
+        session.console.answer_json({"schema": "lingconv.files/1", "files": files})
+    else:
+        session.console.answer("\n".join(files))

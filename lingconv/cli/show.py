@@ -37,6 +37,7 @@ def plan_text(plan: PlanSummary, space: Space) -> str:
     lines = [
         f"Plan {plan.digest[:_DIGEST]} · {plan.verb} ({plan.format})",
         _row(("read", read), ("write", write)),
+        *_linked_row(plan),
         _row((verb[0], f"{verb[1].tensors:,} tensors"), ("dropped", f"{plan.dropped.tensors:,}")),
         _row(("keep", kept)),
         *(_row(("config", _cut(change))) for change in plan.config_changes),
@@ -44,6 +45,13 @@ def plan_text(plan: PlanSummary, space: Space) -> str:
         _row(("space", f"{size_text(space.needed)} needed · {size_text(space.free)} free")),
     ]
     return "\n".join(lines)
+
+
+def _linked_row(plan: PlanSummary) -> list[str]:
+    if not plan.link_files:
+        return []
+    linked = f"{size_text(plan.link_bytes)} in {files_text(plan.link_files)}"
+    return [_row(("link", f"{linked} that stay as they are"))]
 
 
 def ranks_table(ranks: list[Rank]) -> tuple[tuple[str, ...], list[list[str]]]:
@@ -104,8 +112,18 @@ def _report_row(role: str, reports: list[TensorReport]) -> list[str]:
     ]
 
 
+def linked_text(result: RunResult) -> str:
+    """`3 files linked (hardlink)`, or nothing."""
+    kinds = result.linked.files
+    total = files_text(sum(kinds.values()))
+    return f"{total} linked ({', '.join(kinds)})" if kinds else ""
+
+
 def warn_of_results(console: Console, result: RunResult) -> None:
     """What a user should look at after a run."""
+    if result.linked.undigested:
+        count = files_text(result.linked.undigested)
+        console.note(f"{count} were linked unread and have no digest that anybody knows")
     for tensor in result.kept_nonfinite:
         console.warn(f"kept unquantised, it holds NaN or infinity: {tensor}")
     poor = [r for r in result.reports if r.sqnr_db is not None and r.sqnr_db < SOUND_SQNR_DB]

@@ -41,7 +41,7 @@ _SQNR_STEPS = (28, SOUND_SQNR_DB, 31, 31.5, 32)
 # From red to blue: low is bad here.
 _SQNR_LEVELS = (8, 7, 4, 3, 2, 1)
 SQNR_LEGEND: Legend = [
-    (0, "not encoded"),
+    (9, "not encoded"),
     (8, "below 28 dB"),
     (7, "28 to 30.5"),
     (4, "30.5 to 31"),
@@ -63,7 +63,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a heat-map: levels 0 to 8, each with the text shown on hovering."""
+    """A row of a heat-map: levels 0 to 9, each with the text shown on hovering."""
 
     label: str
     cells: list[Cell]
@@ -191,7 +191,7 @@ def error_map(
 
 def _sqnr_cell(role: str, layer: int, least: Mapping[int, float]) -> Cell:
     if layer not in least:
-        return 0, f"layer {layer}, {role}: not encoded"
+        return 9, f"layer {layer}, {role}: not encoded"
     sqnr = least[layer]
     if sqnr == float("inf"):
         return 1, f"layer {layer}, {role}: exact"

@@ -155,6 +155,11 @@ impl Catalog {
         }
     }
 
+    /// Whether the shards are files, or were when a plan that is derived again was made.
+    pub fn shards_are_files(&self) -> bool {
+        self.pieces.as_ref().is_none_or(|p| p.files.is_empty())
+    }
+
     /// Files that hold a tensor's data, for [`Self::file`].
     pub fn files_of(&self, tensor: u32) -> impl Iterator<Item = u32> {
         let shard = self.pieces.is_none().then(|| self.tensor(tensor).shard);

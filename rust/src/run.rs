@@ -14,6 +14,7 @@ use crate::exec::executor::{Options, Outcome, Run};
 use crate::exec::figures::Figures;
 use crate::exec::fold::TensorReport;
 use crate::exec::journal::State;
+use crate::exec::progress::LinkedFiles;
 use crate::exec::{Progress, output, publish};
 use crate::plan::{self, Plan};
 
@@ -28,6 +29,8 @@ pub struct Finished {
     pub kept_nonfinite: Vec<String>,
     /// Error of each encoded tensor, if it was measured.
     pub reports: Vec<Report>,
+    /// Files that this run linked instead of writing them.
+    pub linked: LinkedFiles,
 }
 
 /// Error figures of one tensor.
@@ -83,6 +86,7 @@ pub fn run(
                     plan: current.digest(),
                     kept_nonfinite: current.request.nonfinite.clone(),
                     reports: name_reports(catalog, current, &reports)?,
+                    linked: progress.linked(),
                 });
             }
             Err(error) if error.kind == Kind::NonFinite && current.request.keep_nonfinite => {

@@ -60,6 +60,25 @@ pub fn known_sources(catalog: &Catalog, plan: &Plan, progress: &Progress) -> Res
     Ok(known)
 }
 
+/// What a download left about the shards that `plan` links instead of reading them: nothing is
+/// compared, and what contradicts itself is not known.
+pub fn known_links(catalog: &Catalog, plan: &Plan) -> Known {
+    let linked: BTreeSet<u32> = plan.tasks.iter().filter_map(|t| t.link).map(|l| l.shard).collect();
+    let truths =
+        if linked.is_empty() { Vec::new() } else { detect(&catalog.root).unwrap_or_default() };
+    let mut known = Known::default();
+    let mut origins = BTreeSet::new();
+    for shard in linked {
+        let (name, _) = catalog.file(shard);
+        if let Ok(Some((truth, hex))) = digest_of(catalog, &truths, name) {
+            origins.insert(words(truth));
+            known.sha256.insert(name.to_owned(), hex);
+        }
+    }
+    known.origin = origins.into_iter().collect::<Vec<_>>().join("; ");
+    known
+}
+
 /// The SHA-256 that the sources of truth give for a file.
 fn digest_of<'t>(
     catalog: &Catalog,

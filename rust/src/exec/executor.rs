@@ -48,6 +48,8 @@ pub struct Options {
     pub point_every: u64,
     /// What source files must be: their digests are made in the same pass.
     pub known: Option<Known>,
+    /// What is known of source files that are linked, which nobody reads.
+    pub links: Known,
 }
 
 /// Bytes of output between two points, unless a test asks for less.
@@ -100,7 +102,7 @@ impl<'a> Run<'a> {
         Self { catalog, plan, digests, answers, key, options, progress }
     }
 
-    fn output(&self) -> &Path {
+    pub(super) fn output(&self) -> &Path {
         &self.options.output
     }
 
@@ -124,7 +126,12 @@ impl<'a> Run<'a> {
         state.drop_stale(self, self.output(), &here);
         let remaining = self.remaining(&state);
         let tasks: Vec<&Task> = remaining.iter().map(|i| &self.plan.tasks[*i]).collect();
-        check_space(self.output(), &tasks, self.plan.sidecars.iter().map(|s| s.size).sum())?;
+        check_space(
+            self.output(),
+            self.catalog,
+            &tasks,
+            self.plan.sidecars.iter().map(|s| s.size).sum(),
+        )?;
         small::create_folder(self.output())?;
         if !small::sync_folder(self.output())? {
             self.progress.note(format!("{}: {}", self.output().display(), publish::UNSYNCED));
@@ -156,7 +163,7 @@ impl<'a> Run<'a> {
 
     fn count(&self, state: &State, remaining: &VecDeque<usize>) {
         let share = self.options.worker.tasks(self.plan);
-        let bytes = |i: &usize| self.plan.tasks[*i].bytes();
+        let bytes = |i: &usize| self.plan.tasks[*i].written();
         let total: u64 = share.iter().map(bytes).sum();
         let left: u64 = remaining.iter().map(bytes).sum();
         self.progress.begin_counting(total, total - left);
@@ -185,7 +192,7 @@ impl<'a> Run<'a> {
     }
 
     /// Digests of the source files that a task answers for.
-    fn attest<'s>(
+    pub(super) fn attest<'s>(
         &'s self,
         index: usize,
         sources: &'s Sources<'s>,
@@ -208,6 +215,25 @@ impl<'a> Run<'a> {
         let task = &self.plan.tasks[index];
         self.progress.begin(&task.name);
         let sources = Sources::open(self.catalog, task, self.options.io, self.progress)?;
+        let done = match self.link(index, &sources, state)? {
+            Some(linked) => linked,
+            None => self.write(index, &sources, budget, journal, state)?,
+        };
+        journal.done(done)?;
+        self.progress.end(&task.name);
+        Ok(())
+    }
+
+    /// Writes the outputs of a task.
+    fn write(
+        &self,
+        index: usize,
+        sources: &Sources,
+        budget: &Budget,
+        journal: &Journal,
+        state: &State,
+    ) -> Result<DoneRecord> {
+        let task = &self.plan.tasks[index];
         let digest = &self.digests[index];
         let (fold, headers) = match state.points.get(digest) {
             Some((point, _)) => (Fold::resume(task, point.fold.clone())?, Vec::new()),
@@ -222,7 +248,7 @@ impl<'a> Run<'a> {
             work: Work {
                 catalog: self.catalog,
                 task,
-                sources: &sources,
+                sources,
                 level: self.options.level,
                 prove: self.plan.request.prove,
                 report: self.plan.request.report,
@@ -232,7 +258,7 @@ impl<'a> Run<'a> {
             progress: self.progress,
             record: &record,
         };
-        let attest = self.attest(index, &sources, state)?;
+        let attest = self.attest(index, sources, state)?;
         let Finished { outputs, reports, sinks, verified } =
             pipeline.run(fold, headers, writers, attest)?;
         sources.check_unchanged()?;
@@ -246,16 +272,14 @@ impl<'a> Run<'a> {
             writer.publish()?;
             mtimes_ns.push(small::size_and_mtime(&path).map_or(0, |(_, mtime)| mtime));
         }
-        journal.done(DoneRecord {
+        Ok(DoneRecord {
             task: digest.clone(),
             sources: sources.stamps(),
             outputs,
             mtimes_ns,
             verified,
             reports,
-        })?;
-        self.progress.end(&task.name);
-        Ok(())
+        })
     }
 }
 

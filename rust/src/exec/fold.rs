@@ -17,6 +17,7 @@ use super::slot::{Piece, Place, Slot};
 use super::window::{Position, Window};
 use crate::error::{Error, Result};
 use crate::header;
+use crate::io::link::Linked;
 use crate::numeric::ErrorStats;
 use crate::plan::{OutputFile, Task};
 
@@ -76,10 +77,13 @@ pub struct DoneOutput {
     pub path: String,
     /// Bytes.
     pub size: u64,
-    /// SHA-256 of the file.
-    pub sha256: String,
-    /// XXH3-128 of each tensor's bytes, in the order of the file.
+    /// SHA-256 of the file; of a linked file, which nobody read, only if it was known.
+    pub sha256: Option<String>,
+    /// XXH3-128 of each tensor's bytes, in the order of the file; none of a linked file.
     pub tensors: Vec<String>,
+    /// What the file was linked as, if it was not written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub linked: Option<Linked>,
 }
 
 pub(super) struct Fold<'a> {
@@ -243,8 +247,9 @@ impl<'a> OutputFold<'a> {
         Ok(DoneOutput {
             path: self.file.path.clone(),
             size: self.length,
-            sha256: hex(&self.sha256.finalize()),
+            sha256: Some(hex(&self.sha256.finalize())),
             tensors: self.digests,
+            linked: None,
         })
     }
 }

@@ -19,6 +19,7 @@ use super::journal::{DoneRecord, State};
 use super::publish::UNSYNCED;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::io::link::Linked;
 use crate::io::small;
 use crate::plan::{OutputFile, Request, Sidecar, Task};
 
@@ -74,7 +75,15 @@ struct SourceShard<'a> {
 struct File<'a> {
     path: &'a str,
     size: u64,
-    sha256: String,
+    /// Absent for a linked file of which none was known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sha256: Option<&'a str>,
+    /// What the file was linked as; nobody read it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    linked: Option<Linked>,
+    /// Who knew the digest of a linked file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sha256_by: Option<&'a str>,
     data_start: u64,
     tensors: Vec<Tensor<'a>>,
 }
@@ -86,8 +95,9 @@ struct Tensor<'a> {
     shape: &'a [u64],
     /// First byte and one past the last, relative to `data_start`.
     range: [u64; 2],
-    /// XXH3-128 of the bytes as stored.
-    xxh3: String,
+    /// XXH3-128 of the bytes as stored; absent in a linked file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    xxh3: Option<&'a str>,
     /// Source tensor and what was done with it.
     from: &'a str,
     op: &'static str,
@@ -104,8 +114,13 @@ struct Dropped<'a> {
 
 impl<'a> Manifest<'a> {
     /// Puts together what the plan says and what the journals recorded.
-    pub(super) fn new(run: &'a Run<'a>, state: &State, verified: &'a [Verified]) -> Result<Self> {
+    pub(super) fn new(
+        run: &'a Run<'a>,
+        state: &'a State,
+        verified: &'a [Verified],
+    ) -> Result<Self> {
         let mut files = Vec::new();
+        let known_by = run.options.links.origin.as_str();
         for (task, digest) in run.plan.tasks.iter().zip(&run.digests) {
             let (done, _) = state
                 .done
@@ -113,7 +128,7 @@ impl<'a> Manifest<'a> {
                 .ok_or_else(|| Error::internal("a task is not in the journal").at(&task.name))?;
             let origins = Origins::of(run, task, done);
             for (i, output) in task.outputs.iter().enumerate() {
-                files.push(file(output, &done.outputs[i], &origins, i)?);
+                files.push(file(output, &done.outputs[i], &origins, i, known_by)?);
             }
         }
         let dropped = run
@@ -175,14 +190,15 @@ impl<'a> Origins<'a> {
 
 fn file<'a>(
     output: &'a OutputFile,
-    done: &DoneOutput,
+    done: &'a DoneOutput,
     origins: &Origins<'a>,
     index: usize,
+    known_by: &'a str,
 ) -> Result<File<'a>> {
-    if done.tensors.len() != output.tensors.len() {
+    if done.linked.is_none() && done.tensors.len() != output.tensors.len() {
         return Err(Error::internal("the journal has other tensors than the plan").at(&output.path));
     }
-    let tensors = output.tensors.iter().zip(&done.tensors).enumerate().map(|(i, (entry, xxh3))| {
+    let tensors = output.tensors.iter().enumerate().map(|(i, entry)| {
         let origin = origins.0.get(&(index as u32, i as u32)).copied();
         let empty = Origin { from: &entry.name, op: "copy", error: None };
         let Origin { from, op, error } = origin.unwrap_or(empty);
@@ -191,7 +207,7 @@ fn file<'a>(
             dtype: entry.dtype,
             shape: &entry.shape,
             range: [entry.begin, entry.end],
-            xxh3: xxh3.clone(),
+            xxh3: done.tensors.get(i).map(String::as_str),
             from,
             op,
             error,
@@ -200,7 +216,9 @@ fn file<'a>(
     Ok(File {
         path: &output.path,
         size: output.size,
-        sha256: done.sha256.clone(),
+        sha256: done.sha256.as_deref(),
+        linked: done.linked,
+        sha256_by: done.linked.and(done.sha256.as_ref()).map(|_| known_by),
         data_start: output.data_start,
         tensors: tensors.collect(),
     })

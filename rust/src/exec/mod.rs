@@ -3,6 +3,7 @@
 //!
 //! - [`executor`]: a run: jobs, resume, publication
 //! - `pipeline`: one task as a ring of slots; `window`, `slot`, `fold` are its stages, [`sink`] its end
+//! - `linking`: tasks whose outputs are the source's own files
 //! - [`replay`]: the same without writing, for whoever compares
 //! - [`budget`]: buffers from `--memory`; [`share`]: which tasks a worker runs
 //! - [`journal`]: what has been done; [`output`]: the folder and what is found in it
@@ -18,6 +19,7 @@ pub mod fold;
 pub mod hash;
 mod jobs;
 pub mod journal;
+mod linking;
 mod manifest;
 pub mod output;
 mod pipeline;

@@ -6,14 +6,18 @@ use serde::Deserialize;
 
 use super::executor::Run;
 use super::journal::{self, State};
-use super::sources::current_stamps;
-use crate::catalog::MANIFEST;
+use super::sources::{agree, current_stamps};
+use crate::catalog::{Catalog, MANIFEST};
 use crate::error::{Error, Kind, Result};
-use crate::io::{PART_SUFFIX, small};
+use crate::io::link::is_near;
+use crate::io::{PART_SUFFIX, Root, small};
 use crate::plan::{Plan, Task};
 
 /// Longest manifest that is read; Ling-1T's has some 30 MB.
 const MAX_MANIFEST: u64 = 1 << 30;
+
+/// Outputs lie this many folders deep: those of stages, and those of remote code in them.
+const FOLDERS: usize = 3;
 
 /// What of a manifest tells whether an output is complete.
 #[derive(Debug, Deserialize)]
@@ -127,14 +131,16 @@ pub fn reset(output: &Path) -> Result<()> {
         written.extend(manifest.files.into_iter().chain(manifest.sidecars).map(|f| f.path));
         written.extend([MANIFEST.to_owned(), super::publish::SUMS.to_owned()]);
     }
-    for name in small::list(output)? {
-        if name.ends_with(PART_SUFFIX) {
-            written.push(name);
-        }
-    }
-    for name in written {
-        crate::io::root::check_name(&name)?;
+    let names = if output.exists() { Root::open(output)?.names(FOLDERS)? } else { Vec::new() };
+    written.extend(names.into_iter().filter(|name| name.ends_with(PART_SUFFIX)));
+    for name in &written {
+        crate::io::root::check_name(name)?;
         small::remove(&output.join(name))?;
+    }
+    for folder in written.iter().filter_map(|name| Path::new(name).parent()) {
+        if !folder.as_os_str().is_empty() {
+            small::remove_empty(&output.join(folder));
+        }
     }
     small::remove_folder(&journal::folder(output))
 }
@@ -158,7 +164,7 @@ impl State {
     pub fn drop_stale(&mut self, run: &Run, output: &Path, here: &str) {
         for (task, digest) in run.plan.tasks.iter().zip(&run.digests) {
             let changed = |place: &str, sources: &[super::sources::SourceStamp]| {
-                place == here && sources != current_stamps(run.catalog, task)
+                place == here && !agree(sources, &current_stamps(run.catalog, task))
             };
             let stale_done = self
                 .done
@@ -181,22 +187,33 @@ impl State {
 }
 
 /// Bytes that the whole of `plan` still takes on the disk of `output`.
-pub fn needed(output: &Path, plan: &Plan) -> u64 {
+pub fn needed(output: &Path, catalog: &Catalog, plan: &Plan) -> u64 {
     let tasks: Vec<&Task> = plan.tasks.iter().collect();
-    bytes_to_come(output, &tasks) + plan.sidecars.iter().map(|s| s.size).sum::<u64>()
+    bytes_to_come(output, catalog, &tasks) + plan.sidecars.iter().map(|s| s.size).sum::<u64>()
 }
 
-fn bytes_to_come(output: &Path, tasks: &[&Task]) -> u64 {
+fn bytes_to_come(output: &Path, catalog: &Catalog, tasks: &[&Task]) -> u64 {
+    // Where linking is refused although both lie on one file system, a full disk is an error midway.
+    let is_linked = |task: &&&Task| {
+        let path = |shard| catalog.root.resolve(catalog.file(shard).0).ok().flatten();
+        task.link.is_some_and(|l| path(l.shard).is_some_and(|p| is_near(&p, output, l.mode)))
+    };
     let held = |path: &str| {
         let path = output.join(path);
         allocated(&path) + allocated(&small::part_path(&path))
     };
-    tasks.iter().flat_map(|t| &t.outputs).map(|o| o.size.saturating_sub(held(&o.path))).sum()
+    let written = tasks.iter().filter(|t| !is_linked(t));
+    written.flat_map(|t| &t.outputs).map(|o| o.size.saturating_sub(held(&o.path))).sum()
 }
 
 /// Fails unless everything that is still to be written fits on the disk.
-pub fn check_space(output: &Path, tasks: &[&Task], sidecar_bytes: u64) -> Result<()> {
-    let needed = bytes_to_come(output, tasks) + sidecar_bytes;
+pub fn check_space(
+    output: &Path,
+    catalog: &Catalog,
+    tasks: &[&Task],
+    sidecar_bytes: u64,
+) -> Result<()> {
+    let needed = bytes_to_come(output, catalog, tasks) + sidecar_bytes;
     let free = small::free_space(output)?;
     let files = tasks.iter().map(|t| t.outputs.len() as u64).sum::<u64>() + 64;
     if needed <= free.bytes && files <= free.inodes {

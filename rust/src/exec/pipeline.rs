@@ -301,7 +301,7 @@ mod tests {
         small::write_durable(&folder.path().join("model.safetensors"), b"\x02\0\0\0\0\0\0\0{}")
             .unwrap();
         let catalog = Catalog::open(folder.path()).unwrap();
-        let task = Task { name: "none".into(), outputs: Vec::new(), steps: Vec::new() };
+        let task = Task { name: "none".into(), outputs: Vec::new(), steps: Vec::new(), link: None };
         let progress = Progress::default();
         let sources = Sources::open(&catalog, &task, Mode::Buffered, &progress).unwrap();
         let windows = Windows::new(&task, &sources, 1 << 20, Position::default()).unwrap();

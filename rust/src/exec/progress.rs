@@ -1,8 +1,13 @@
 //! What a run tells its caller while it works, and how it is told to stop.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use serde::Serialize;
+
+use crate::io::link::Linked;
 
 /// Shared between the threads of a run and its caller; every field may be read at any time.
 #[derive(Debug, Default)]
@@ -25,6 +30,16 @@ pub struct Progress {
     busy: Mutex<Vec<String>>,
     /// What the user should know, as it happens.
     notes: Mutex<Vec<String>>,
+    linked: Mutex<LinkedFiles>,
+}
+
+/// Files that were linked instead of written.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct LinkedFiles {
+    /// How many, by what was made.
+    pub files: BTreeMap<Linked, u64>,
+    /// Those of them whose digest nobody knows.
+    pub undigested: u64,
 }
 
 impl Progress {
@@ -49,6 +64,17 @@ impl Progress {
 
     pub(crate) fn note(&self, text: String) {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+    }
+
+    /// What has been linked.
+    pub fn linked(&self) -> LinkedFiles {
+        self.linked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn add_linked(&self, linked: Linked, digested: bool) {
+        let mut all = self.linked.lock().unwrap_or_else(PoisonError::into_inner);
+        *all.files.entry(linked).or_default() += 1;
+        all.undigested += u64::from(!digested);
     }
 
     pub(crate) fn begin(&self, name: &str) {

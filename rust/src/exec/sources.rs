@@ -25,6 +25,12 @@ pub struct SourceStamp {
     pub stamp: Stamp,
 }
 
+/// Whether files can have the content that they had.
+pub(super) fn agree(before: &[SourceStamp], now: &[SourceStamp]) -> bool {
+    let same = |(a, b): (&SourceStamp, &SourceStamp)| a.name == b.name && a.stamp.agrees(b.stamp);
+    before.len() == now.len() && before.iter().zip(now).all(same)
+}
+
 /// Open source files by their number in the catalog.
 pub(crate) struct Sources<'a> {
     catalog: &'a Catalog,

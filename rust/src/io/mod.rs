@@ -3,12 +3,14 @@
 //! - [`root`]: names from indexes and manifests become files inside one folder, never outside it.
 //! - [`reader`]: sources, read with `pread` into reused aligned buffers, direct or buffered.
 //! - [`writer`]: outputs, written as `NAME.part` front to back, made durable, then renamed.
+//! - [`link`]: outputs that are the source's own files.
 //! - [`small`]: whole small files, folders, locks and free space.
 //!
 //! Sources are opened read-only. There is no `mmap`: a file that shrinks while it is read is an
 //! error, not a SIGBUS.
 
 pub mod buffer;
+pub mod link;
 pub mod reader;
 pub mod root;
 pub mod small;

@@ -27,6 +27,9 @@ pub struct Stamp {
     pub mtime_ns: i64,
     /// Change time in nanoseconds since 1970.
     pub ctime_ns: i64,
+    /// Whether the file has several names: making or removing one changes the change time.
+    #[serde(default)]
+    pub shared: bool,
 }
 
 impl From<&Metadata> for Stamp {
@@ -36,11 +39,18 @@ impl From<&Metadata> for Stamp {
             size: m.len(),
             mtime_ns: nanoseconds(m.mtime(), m.mtime_nsec()),
             ctime_ns: nanoseconds(m.ctime(), m.ctime_nsec()),
+            shared: m.nlink() > 1,
         }
     }
 }
 
 impl Stamp {
+    /// Whether a file that had one of these can have the same content where it has the other.
+    pub fn agrees(self, other: Self) -> bool {
+        (self.size, self.mtime_ns) == (other.size, other.mtime_ns)
+            && (self.ctime_ns == other.ctime_ns || self.shared || other.shared)
+    }
+
     /// Stamp of an open file.
     pub fn of(file: &File) -> std::io::Result<Self> {
         file.metadata().map(|m| Self::from(&m))

@@ -116,6 +116,11 @@ pub fn remove_folder(path: &Path) -> Result<()> {
     }
 }
 
+/// Removes a folder if nothing is in it.
+pub fn remove_empty(path: &Path) {
+    let _ = std::fs::remove_dir(path);
+}
+
 /// Creates a file that must not exist yet; `false` if it does.
 pub fn claim(path: &Path, content: &[u8]) -> Result<bool> {
     match OpenOptions::new().write(true).create_new(true).open(path) {

@@ -12,7 +12,7 @@ use super::data::{OutputFile, Plan, Step, Target, Task};
 use crate::catalog::{Catalog, Tensor};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::header::{self, Header};
+use crate::header::{self, Entry, Header};
 use crate::io::root::check_name;
 use crate::numeric::{Grid, StoredScale};
 use crate::transform::{Op, float_of, grid_steps, scale_dtype_of};
@@ -24,6 +24,7 @@ pub fn check(catalog: &Catalog, plan: &Plan) -> Result<()> {
     check_paths(plan).map_err(broken)?;
     let mut used = vec![false; catalog.tensors.len()];
     for task in &plan.tasks {
+        check_link(catalog, task).map_err(|e| broken(e.at(&task.name)))?;
         Walk::new(task)?
             .run(catalog, !plan.is_partial(), &mut used)
             .map_err(|e| broken(e.at(&task.name)))?;
@@ -45,6 +46,32 @@ fn check_paths(plan: &Plan) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Outputs that are linked have the source file's header, and its tensors where it has them.
+fn check_link(catalog: &Catalog, task: &Task) -> Result<()> {
+    let Some(link) = task.link else { return Ok(()) };
+    let shard = catalog.shards.get(link.shard as usize).filter(|_| catalog.shards_are_files());
+    let shard = shard.ok_or_else(|| fail("a link to no file"))?;
+    let held = &catalog.tensors[shard.first..shard.first + shard.count];
+    let same_place = |(entry, tensor): (&Entry, &Tensor)| {
+        entry.name == tensor.name && shard.data_start + entry.begin == tensor.offset
+    };
+    for output in &task.outputs {
+        let header = output.header()? == shard.raw_header && output.size == shard.stamp.size;
+        let tensors = output.tensors.len() == held.len();
+        if !header || !tensors || !output.tensors.iter().zip(held).all(same_place) {
+            return Err(fail("a linked output is not the file that it is linked to"));
+        }
+    }
+    let copied = |step: &Step| {
+        let same = |t: &Target| {
+            (t.rows.clone(), t.cols.clone()) == (0..step.rows, 0..step.cols)
+                && shard.first + t.tensor as usize == step.source as usize
+        };
+        step.op.is_copy() && step.targets.iter().all(same)
+    };
+    if task.steps.iter().all(copied) { Ok(()) } else { Err(fail("a link changes what it holds")) }
 }
 
 fn check_use(catalog: &Catalog, plan: &Plan, used: &[bool]) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Plans as data.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use serde::{Serialize, Serializer};
@@ -10,6 +11,7 @@ use crate::catalog::CONFIG;
 use crate::error::Result;
 use crate::exec::hash::hex;
 use crate::header::{self, Entry};
+use crate::io::link::Link;
 use crate::transform::Op;
 
 /// Version of the planners' output; part of the plan digest.
@@ -76,6 +78,18 @@ pub struct Task {
     pub outputs: Vec<OutputFile>,
     /// What is done, in order.
     pub steps: Vec<Step>,
+    /// Every output is a source file as it is, and may be linked to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub link: Option<LinkedTask>,
+}
+
+/// A source file that becomes an output as it is.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct LinkedTask {
+    /// Shard of the catalog.
+    pub shard: u32,
+    /// How it is linked.
+    pub mode: Link,
 }
 
 /// A safetensors file to be written.
@@ -282,6 +296,11 @@ impl Task {
     pub fn bytes(&self) -> u64 {
         self.outputs.iter().map(|o| o.size).sum()
     }
+
+    /// Bytes of all outputs, unless they are linked.
+    pub fn written(&self) -> u64 {
+        if self.link.is_some() { 0 } else { self.bytes() }
+    }
 }
 
 impl Plan {
@@ -296,6 +315,28 @@ impl Plan {
     /// Whether only the files of some ranks are written.
     pub fn is_partial(&self) -> bool {
         self.request.reshard.as_ref().is_some_and(|r| r.rank.is_some())
+    }
+
+    /// Paths of all files but the manifest and the sums. Where stages have folders of their own,
+    /// only what lies in them.
+    pub fn files(&self) -> Vec<&str> {
+        let data = self.tasks.iter().flat_map(|t| &t.outputs).map(|o| o.path.as_str());
+        let small = self.sidecars.iter().map(|s| s.path.as_str());
+        let mut files: Vec<&str> = data.chain(small).collect();
+        let folder = |path: &str| path.split_once('/').map(|(folder, _)| folder.to_owned());
+        let stages = self.request.reshard.as_ref().map_or(1, |r| r.pp);
+        let of_data = self.tasks.first().and_then(|t| folder(&t.outputs.first()?.path));
+        if stages > 1 && of_data.is_some() {
+            let folders: HashSet<String> = self
+                .tasks
+                .iter()
+                .flat_map(|t| &t.outputs)
+                .filter_map(|o| folder(&o.path))
+                .collect();
+            files.retain(|f| folder(f).is_some_and(|f| folders.contains(&f)));
+        }
+        files.sort_unstable();
+        files
     }
 
     /// SHA-256 over what is read and what is written; the same on every machine.
@@ -319,9 +360,9 @@ impl Plan {
         hex(&hash.finalize())
     }
 
-    /// Bytes of all files to be written.
+    /// Bytes of all files to be written; linked ones are not.
     pub fn bytes(&self) -> u64 {
-        self.tasks.iter().map(Task::bytes).sum::<u64>()
+        self.tasks.iter().map(Task::written).sum::<u64>()
             + self.sidecars.iter().map(|s| s.size).sum::<u64>()
     }
 }

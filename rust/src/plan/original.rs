@@ -48,6 +48,7 @@ impl GlanceRequest {
     fn is_cut(&self) -> bool {
         let whole = |ask: &Reshard| {
             ask.pp == 1
+                && ask.ep == 1
                 && ask.experts.is_none()
                 && ask.load_target().is_ok_and(|t| t.layout.form == Form::Stages)
         };
@@ -158,7 +159,7 @@ impl SourceShard {
             return Err(Error::invalid("its prefix gives another length"));
         }
         let header = Header::parse(json, self.size - header::PREFIX - length)?;
-        let stamp = Stamp { size: self.size, mtime_ns: 0, ctime_ns: 0 };
+        let stamp = Stamp { size: self.size, mtime_ns: 0, ctime_ns: 0, shared: false };
         Ok(ReadHeader { header, raw, stamp })
     }
 }
@@ -182,8 +183,12 @@ fn inflate(text: &str, limit: u64) -> Result<Vec<u8>> {
 fn piece_files(root: &Root, plan: &Plan) -> Result<Vec<PieceFile>> {
     let outputs: Vec<&OutputFile> = plan.tasks.iter().flat_map(|t| &t.outputs).collect();
     let names: Vec<String> = outputs.iter().map(|o| o.path.clone()).collect();
-    let missing: Vec<String> =
-        names.iter().filter(|n| !matches!(root.resolve(n), Ok(Some(_)))).cloned().collect();
+    let mut missing: Vec<String> = Vec::new();
+    for name in &names {
+        if root.resolve(name)?.is_none() {
+            missing.push(name.clone());
+        }
+    }
     if !missing.is_empty() {
         return Err(Error::invalid(format!(
             "{} of {} files of this layout are missing",
@@ -236,7 +241,7 @@ fn written(original: &Catalog, plan: &Plan) -> Result<Catalog> {
         let raw = header::encode(&output.tensors)?;
         let (_, json) = raw.split_at(header::PREFIX as usize);
         let header = Header::parse(json, output.size - raw.len() as u64)?;
-        let stamp = Stamp { size: output.size, mtime_ns: 0, ctime_ns: 0 };
+        let stamp = Stamp { size: output.size, mtime_ns: 0, ctime_ns: 0, shared: false };
         Ok((output.path.clone(), ReadHeader { header, raw, stamp }))
     });
     let config = plan.config_text().map(str::to_owned).or_else(|| original.config_text.clone());

@@ -97,7 +97,7 @@ impl ShardTask {
             entries.extend(item.entries);
         }
         let output = OutputFile::new(path.to_owned(), entries)?;
-        Ok(Some(Task { name: path.to_owned(), outputs: vec![output], steps }))
+        Ok(Some(Task { name: path.to_owned(), outputs: vec![output], steps, link: None }))
     }
 }
 

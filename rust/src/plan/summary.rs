@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::data::{Plan, Rank};
+use super::data::{Plan, Rank, Task};
 use crate::catalog::Catalog;
 use crate::dialect::ScaleKind;
 use crate::error::Result;
@@ -39,6 +39,10 @@ pub struct Summary {
     pub write_bytes: u64,
     /// Safetensors files written.
     pub write_files: usize,
+    /// Safetensors files that are linked, unless the file system refuses it.
+    pub link_files: usize,
+    /// Their bytes.
+    pub link_bytes: u64,
     /// Independent tasks.
     pub tasks: usize,
     /// Tensors encoded.
@@ -77,9 +81,9 @@ pub fn summarize(catalog: &Catalog, plan: &Plan) -> Result<Summary> {
     let mut keep_groups: BTreeMap<String, Count> = BTreeMap::new();
     let mut read_bytes = 0;
     let mut counted = HashSet::new();
-    for step in plan.tasks.iter().flat_map(|t| &t.steps) {
+    for (task, step) in plan.tasks.iter().flat_map(|t| t.steps.iter().map(move |s| (t, s))) {
         let source = catalog.tensor(step.source);
-        read_bytes += step.read_bytes();
+        read_bytes += if task.link.is_some() { 0 } else { step.read_bytes() };
         if !counted.insert(step.source) {
             continue;
         }
@@ -100,6 +104,8 @@ pub fn summarize(catalog: &Catalog, plan: &Plan) -> Result<Summary> {
     }
     let mut dropped = Count::default();
     plan.dropped.iter().for_each(|d| dropped.add(catalog.tensor(d.tensor).bytes));
+    let written = || plan.tasks.iter().filter(|t| t.link.is_none());
+    let linked = || plan.tasks.iter().filter(|t| t.link.is_some());
     Ok(Summary {
         digest: plan.digest(),
         verb: plan.request.verb.name(),
@@ -107,7 +113,9 @@ pub fn summarize(catalog: &Catalog, plan: &Plan) -> Result<Summary> {
         read_bytes,
         read_files: catalog.shards.len(),
         write_bytes: plan.bytes(),
-        write_files: plan.tasks.iter().map(|t| t.outputs.len()).sum(),
+        write_files: written().map(|t| t.outputs.len()).sum(),
+        link_files: linked().map(|t| t.outputs.len()).sum(),
+        link_bytes: linked().map(Task::bytes).sum(),
         tasks: plan.tasks.len(),
         encode,
         decode,

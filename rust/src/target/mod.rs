@@ -17,9 +17,15 @@
 //! vocab_multiple = 64                  # rows of the vocabulary are padded with zeros to this
 //! expert_multiple = 128                # what a rank's share of an expert must divide by
 //! every_stage = ["head"]               # stages: roles that each of them has
+//! expert_file = "ep{ep}-{shard}"       # stages: with expert parallelism the experts of a rank have
+//!                                      # files of their own, named so in the place of {shard}
 //!
 //! [launch]
-//! command = "serve {out} --tp {tp} --pp {pp}{ep}"
+//! command = "serve {model} --tp {tp} --pp {pp}{ep}"   # {model}: the output, or the path under
+//!                                      # which each node has the folder of its stage
+//! stages = { before = "rsync -a {out}/pp{stage}/ NODE{stage}:{model}/" }  # where stages have
+//!                                      # folders: a line for each before the command; `instead`:
+//!                                      # a command for each in its place
 //! expert_parallel = " --ep"            # what {ep} is with expert parallelism
 //! partition = "LAYERS={layers} "       # goes before it if the stages are not the engine's own
 //!
@@ -95,6 +101,7 @@ pub struct Layout {
     /// Roles that every stage has.
     #[serde(default)]
     pub every_stage: Vec<Role>,
+    expert_file: Option<String>,
 }
 
 /// What a file of a target holds.
@@ -112,9 +119,38 @@ pub enum Form {
 #[serde(deny_unknown_fields)]
 pub struct Launch {
     command: String,
+    stages: Option<StageLines>,
     expert_parallel: String,
     partition: String,
 }
+
+/// Lines for the folder of each stage.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum StageLines {
+    /// Bring it to its node; then the command starts the engine.
+    Before(String),
+    /// Start the engine on its node.
+    Instead(String),
+}
+
+/// What a launch line depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct Split<'a> {
+    /// Tensor parallel size.
+    pub tp: u32,
+    /// Pipeline parallel size.
+    pub pp: u32,
+    /// Expert parallel size.
+    pub ep: u32,
+    /// Layers of each stage if the engine would choose others.
+    pub partition: Option<&'a [u32]>,
+    /// Stages whose files are written.
+    pub written: &'a [u32],
+}
+
+/// Path of the model on every node where each has the folder of its own stage.
+const ON_EVERY_NODE: &str = "/path/on/every/node";
 
 /// Names, fusions and constants of one architecture.
 #[derive(Debug, Clone, Deserialize)]
@@ -197,6 +233,10 @@ impl Target {
                 return fail("a file name lacks a part, or has {pp} in the wrong place");
             }
         }
+        let expert_file = layout.expert_file.as_deref().unwrap_or("{ep}{shard}");
+        if !["{ep}", "{shard}"].iter().all(|key| expert_file.contains(key)) {
+            return fail("the name of an expert file lacks {ep} or {shard}");
+        }
         let rules = self.architectures.iter().flat_map(|a| &a.tensor);
         for rule in rules {
             let named = rule.name.is_some() || (rule.roles.len() == 1 && !rule.stack);
@@ -220,19 +260,35 @@ impl Target {
         self.architectures.iter().map(|a| a.name.as_str())
     }
 
-    /// Command that starts the engine; `{out}` stands for the output folder. `partition` are the
-    /// layers of each stage if the engine would choose others.
-    pub fn launch(&self, tp: u32, pp: u32, ep: u32, partition: Option<&[u32]>) -> String {
+    /// Lines that start the engine; `{out}` stands for the output folder. Where stages have folders
+    /// of their own, a line for each that is written.
+    pub fn launch(&self, split: &Split) -> Vec<String> {
         let launch = &self.launch;
-        let filled = launch
-            .command
-            .replace("{tp}", &tp.to_string())
-            .replace("{pp}", &pp.to_string())
-            .replace("{ep}", if ep > 1 { &launch.expert_parallel } else { "" })
-            .replace("{ep_size}", &ep.to_string());
-        let Some(layers) = partition else { return filled };
-        let layers: Vec<String> = layers.iter().map(u32::to_string).collect();
-        launch.partition.replace("{layers}", &layers.join(",")) + &filled
+        let apart = split.pp > 1 && self.layout.folder(0).is_some();
+        let filled = |line: &str, stage: u32| {
+            line.replace("{model}", if apart { ON_EVERY_NODE } else { "{out}" })
+                .replace("{tp}", &split.tp.to_string())
+                .replace("{pp}", &split.pp.to_string())
+                .replace("{stage}", &stage.to_string())
+                .replace("{ep}", if split.ep > 1 { &launch.expert_parallel } else { "" })
+                .replace("{ep_size}", &split.ep.to_string())
+        };
+        let layers = |layers: &[u32]| {
+            let layers: Vec<String> = layers.iter().map(u32::to_string).collect();
+            launch.partition.replace("{layers}", &layers.join(","))
+        };
+        let partition = split.partition.map(layers).unwrap_or_default();
+        let command = partition.clone() + &filled(&launch.command, 0);
+        let of_stages = |line: &str, prefix: &str| -> Vec<String> {
+            split.written.iter().map(|s| prefix.to_owned() + &filled(line, *s)).collect()
+        };
+        match &launch.stages {
+            Some(StageLines::Before(line)) if apart => {
+                of_stages(line, "").into_iter().chain([command]).collect()
+            }
+            Some(StageLines::Instead(line)) if apart => of_stages(line, &partition),
+            _ => vec![command],
+        }
     }
 }
 
@@ -246,10 +302,26 @@ impl Layout {
             .replace("{part}", &part.to_string())
     }
 
-    /// Path of a shard of the original; `stage` where there are several.
-    pub fn shard_path(&self, stage: Option<usize>, shard: &str) -> String {
+    /// Path of a shard of the original, or of the experts in it that expert parallel rank `expert`
+    /// holds; `stage` where there are several.
+    pub fn shard_path(&self, stage: Option<usize>, expert: Option<u32>, shard: &str) -> String {
         let pattern = if stage.is_some() { &self.stage_file } else { &self.file };
-        pattern.replace("{pp}", &stage.unwrap_or(0).to_string()).replace("{shard}", shard)
+        let name = match (expert, &self.expert_file) {
+            (Some(ep), Some(pattern)) => {
+                // Shards may lie in folders; it is the file's name that changes.
+                let (folder, file) = shard.rsplit_once('/').map_or(("", shard), |(f, n)| (f, n));
+                let slash = if folder.is_empty() { "" } else { "/" };
+                let named = pattern.replace("{ep}", &ep.to_string()).replace("{shard}", file);
+                format!("{folder}{slash}{named}")
+            }
+            _ => shard.to_owned(),
+        };
+        pattern.replace("{pp}", &stage.unwrap_or(0).to_string()).replace("{shard}", &name)
+    }
+
+    /// Whether the experts of each expert parallel rank have files of their own.
+    pub fn deals_experts(&self) -> bool {
+        self.expert_file.is_some()
     }
 
     /// Matches the paths of all files of these ranks; `staged` where there are several stages.

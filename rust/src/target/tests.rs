@@ -26,10 +26,29 @@ fn roles_are_renamed_and_the_rest_keeps_its_name() {
 #[test]
 fn launch_lines_name_the_layers_of_odd_stages() {
     let target = Target::builtin("vllm-0.32").unwrap();
-    let line = target.launch(8, 2, 8, Some(&[41, 39]));
+    let split = Split { tp: 8, pp: 2, ep: 8, partition: Some(&[41, 39]), written: &[0, 1] };
+    let [line] = &target.launch(&split)[..] else { panic!("one line") };
     assert!(line.starts_with("VLLM_PP_LAYER_PARTITION=41,39 vllm serve {out} "), "{line}");
     assert!(line.contains("--pipeline-parallel-size 2 --enable-expert-parallel "), "{line}");
-    assert!(!target.launch(8, 2, 1, None).contains("expert"));
+    assert!(!target.launch(&Split { ep: 1, ..split })[0].contains("expert"));
+}
+
+#[test]
+fn stage_folders_have_lines_of_their_own() {
+    let split = Split { tp: 8, pp: 2, ep: 1, partition: None, written: &[0, 1] };
+    let lines = |name| Target::builtin(name).unwrap().launch(&split);
+    for name in ["vllm-0.11", "hf"] {
+        let lines = lines(name);
+        assert!(lines[1].starts_with("rsync -a {out}/pp1/ NODE1:/"), "{lines:?}");
+        assert!(lines[2].starts_with("vllm serve /"), "{lines:?}");
+    }
+    let sglang = lines("sglang");
+    assert_eq!(sglang.len(), 2);
+    assert!(sglang[1].contains("{out}/pp1 ") && sglang[1].contains("--node-rank 1"), "{sglang:?}");
+    let only = Split { written: &[1], ..split };
+    assert_eq!(Target::builtin("sglang").unwrap().launch(&only), sglang[1..]);
+    let one = Split { pp: 1, written: &[0], ..split };
+    assert!(Target::builtin("sglang").unwrap().launch(&one)[0].contains("--model-path {out} "));
 }
 
 #[test]

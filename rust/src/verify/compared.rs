@@ -145,7 +145,7 @@ impl<'a> Compared<'a> {
         let tensor_named = scanned.iter().any(|f| f.category == Category::Checksum);
         reading.findings.append(&mut scanned);
         if self.differences.is_empty() {
-            let found = Remembered { sha256: Some(made.sha256), ..Remembered::default() };
+            let found = Remembered { sha256: made.sha256, ..Remembered::default() };
             compare(self.job, &found, &mut reading, tensor_named);
             reading.verified += usize::from(self.job.digests.is_empty());
         }

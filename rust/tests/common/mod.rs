@@ -83,6 +83,7 @@ pub fn options(output: PathBuf) -> Options {
         force: false,
         point_every: u64::MAX,
         known: None,
+        links: lingconv_core::exec::attest::Known::default(),
     }
 }
 
@@ -105,7 +106,7 @@ pub fn plan(catalog: &Catalog, tasks: Vec<Task>) -> Plan {
 pub fn task(outputs: Vec<(&str, Vec<Entry>)>, steps: Vec<Step>) -> Task {
     let outputs: Vec<OutputFile> =
         outputs.into_iter().map(|(p, t)| OutputFile::new(p.into(), t).unwrap()).collect();
-    Task { name: outputs[0].path.clone(), outputs, steps }
+    Task { name: outputs[0].path.clone(), outputs, steps, link: None }
 }
 
 pub fn target(

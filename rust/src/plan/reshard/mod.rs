@@ -5,6 +5,7 @@
 //! - `gather`: which source tensors make up which output tensor
 //! - `experts`: the experts of a layer in another order
 //! - `tasks`: parts of at most one layer, each source tensor read once for all ranks
+//! - `notes`: launch lines and `LINGCONV.md`
 //! - `stages`: targets that keep the original's shards and names
 //! - [`fit`](mod@fit): which splits of a number of GPUs work
 
@@ -12,6 +13,7 @@ mod experts;
 pub mod fit;
 mod gather;
 mod legal;
+mod notes;
 mod request;
 mod stages;
 mod tasks;
@@ -29,14 +31,10 @@ use super::request::Request;
 use super::sidecars::{self, Index, Quantization, Sidecars};
 use crate::catalog::{CONFIG, Catalog};
 use crate::error::{Error, Result};
+use crate::io::link::Link;
 use crate::model::parallel::stages;
 use crate::model::{Model, Role};
 use crate::target::{Form, Place, Rules, Target};
-
-/// What `LINGCONV.md` says of experts in another order than the original's.
-const REORDERED: &str = "\nThe experts of each layer lie in the order of the map that \
-    `lingconv.manifest.json` holds under request.reshard.experts; \
-    `lingconv reshard --target hf` puts the original together again.";
 
 /// What all steps of planning share.
 struct Context<'a> {
@@ -130,6 +128,10 @@ impl Context<'_> {
     }
 
     fn plan_ranks(&self) -> Result<Plan> {
+        if !matches!(self.ask.link, Link::Auto | Link::Copy) {
+            return Err(Error::usage("--link is for targets that keep files as they are")
+                .hint("leave out --link, or use --target hf"));
+        }
         legal::refuse_source(self)?;
         legal::refuse_layout(self)?;
         let choices = match &self.ask.format {
@@ -174,8 +176,11 @@ impl Context<'_> {
         }
         let whole = self.catalog.pieces.as_ref().is_none_or(|p| p.lost.is_empty());
         let index = match (&self.catalog.raw_index, self.stage()) {
-            (Some(raw), None) if whole => Index::Raw(raw.clone()),
-            _ if self.catalog.indexed() || self.stage().is_some() => Index::Tasks(&work.0),
+            (Some(raw), None) if whole && self.ask.ep == 1 => Index::Raw(raw.clone()),
+            _ if self.catalog.indexed() || work.1.iter().any(|r| r.files > 1) => {
+                Index::Tasks(&work.0)
+            }
+            _ if self.stage().is_some() => Index::Tasks(&work.0),
             _ => Index::None,
         };
         let mut small = Sidecars { index, ..self.small() };
@@ -188,14 +193,14 @@ impl Context<'_> {
 
     /// Folders of the stages, and `LINGCONV.md`.
     fn small(&self) -> Sidecars<'_> {
-        let written = |s: &usize| !self.ask.selected(*s as u32, 0..self.ask.tp).is_empty();
+        let written = |s: &usize| self.ask.has_stage(*s as u32);
         let stages = (0..self.stages.len()).filter(written);
         let folders = stages.filter_map(|s| self.stage().and(self.folder(s)));
         Sidecars {
             quantization: Quantization::Keep,
             index: Index::None,
             folders: folders.collect(),
-            extra: vec![self.notes(&self.launch())],
+            extra: vec![self.notes()],
         }
     }
 
@@ -216,7 +221,7 @@ impl Context<'_> {
             sidecars,
             config_changes,
             warnings,
-            launch: vec![self.launch()],
+            launch: self.launch(),
             ranks,
         }
     }
@@ -246,35 +251,5 @@ impl Context<'_> {
 
     fn folder(&self, stage: usize) -> Option<String> {
         self.target.layout.folder(stage)
-    }
-
-    fn launch(&self) -> String {
-        let own = stages(self.model.layers(), self.ask.pp, &[], self.target.layout.remainder);
-        let layers: Vec<u32> = self.stages.iter().map(|s| s.end - s.start).collect();
-        let uneven = layers.windows(2).any(|w| w[0] != w[1]);
-        let partition = uneven || own.ok().as_deref() != Some(&self.stages);
-        let Reshard { tp, pp, ep, .. } = *self.ask;
-        self.target.launch(tp, pp, ep, partition.then_some(layers.as_slice()))
-    }
-
-    /// `LINGCONV.md`: what was done, and how to start the engine.
-    fn notes(&self, launch: &str) -> (String, String) {
-        let Reshard { tp, pp, ep, .. } = self.ask;
-        let layers: Vec<String> =
-            self.stages.iter().map(|s| format!("{} to {}", s.start, s.end - 1)).collect();
-        let text = format!(
-            "# Cut for {target}\n\n\
-             Written by lingconv: tensor parallel {tp}, pipeline parallel {pp} (layers {layers}), \
-             expert parallel {ep}.{order}\nEvery rank reads only its own files; they fit no other layout \
-             and no other engine.\n\n\
-             ```sh\n{launch}\n```\n\n\
-             Check the files with `lingconv verify`. `lingconv.manifest.json` says where every \
-             tensor came from.\n",
-            target = self.target.name,
-            layers = layers.join(", "),
-            order = if self.experts.is_some() { REORDERED } else { "" },
-            launch = launch.replace("{out}", "."),
-        );
-        (sidecars::NOTES.to_owned(), text)
     }
 }

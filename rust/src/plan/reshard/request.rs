@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::io::link::Link;
 use crate::model::parallel::{MAX_RANKS, RankOnly};
 use crate::target::Target;
 
@@ -39,6 +40,9 @@ pub struct Reshard {
     /// Write only the files of these ranks.
     #[serde(default)]
     pub rank: Option<RankOnly>,
+    /// How files that stay as they are get into the output.
+    #[serde(default)]
+    pub link: Link,
     /// Restore what there is of an original of which something was left out or encoded.
     #[serde(default)]
     pub partial: bool,
@@ -90,6 +94,11 @@ impl Reshard {
     pub(super) fn selected(&self, pp: u32, all: std::ops::Range<u32>) -> Vec<u32> {
         let Some(only) = self.rank else { return all.collect() };
         all.filter(|tp| only.includes(*tp, pp)).collect()
+    }
+
+    /// Whether files of stage `pp` are written, whatever their tensor parallel rank.
+    pub(super) fn has_stage(&self, pp: u32) -> bool {
+        self.rank.is_none_or(|only| only.pp.is_none_or(|p| p == pp))
     }
 
     /// The target asked for.

@@ -9,15 +9,17 @@ use crate::catalog::{Catalog, Shard, Tensor};
 use crate::companion::weight_of;
 use crate::error::{Error, Result};
 use crate::header::Entry;
+use crate::io::link::Link;
+use crate::model::parallel::experts_of;
 use crate::model::{Model, Role};
-use crate::plan::data::{OutputFile, Rank, Step, Target, Task};
+use crate::plan::data::{LinkedTask, OutputFile, Rank, Step, Target, Task};
 use crate::plan::shard_task::entry;
 use crate::transform::Op;
 
 /// Refuses what these targets cannot do, with everything the original had and the source has not.
 pub(super) fn refuse(context: &Context) -> Result<()> {
     let Context { ask, catalog, target, .. } = context;
-    if ask.ep > 1 && ask.pp == 1 && ask.tp == 1 {
+    if ask.ep > 1 && ask.pp == 1 && ask.tp == 1 && !target.layout.deals_experts() {
         return Err(Error::impossible(format!("--ep cuts no files for target {}", target.name))
             .hint("leave out --ep"));
     }
@@ -41,19 +43,43 @@ pub(super) fn refuse(context: &Context) -> Result<()> {
     .hint("--partial writes the rest, and what was encoded as it is"))
 }
 
+/// Where a tensor goes: a stage, and within it the files of one expert parallel rank or of none.
+type Place = (usize, Option<u32>);
+
+/// A shard's tensors with the places that need each, of those that are written.
+struct Dealt<'a> {
+    tensors: Vec<(u32, &'a Tensor, BTreeSet<Place>)>,
+    places: BTreeSet<Place>,
+}
+
+impl<'a> Dealt<'a> {
+    fn new(context: &Context<'a>, shard: &Shard) -> Self {
+        let catalog = context.catalog;
+        let deal = |i: usize| {
+            let tensor = &catalog.tensors[i];
+            (i as u32, tensor, places_of(context, tensor))
+        };
+        let tensors: Vec<_> = (shard.first..shard.first + shard.count).map(deal).collect();
+        let needed = tensors.iter().flat_map(|(_, _, places)| places.iter().copied());
+        let places = needed.filter(|(stage, _)| context.ask.has_stage(*stage as u32)).collect();
+        Self { tensors, places }
+    }
+}
+
 /// A task a shard: each source tensor is read once for all stages that need it.
 pub(super) fn tasks(context: &Context) -> Result<(Vec<Task>, Vec<Rank>)> {
     let Context { catalog, ask, stages, .. } = context;
     let rank = |pp| Rank { pp, tp: 0, files: 0, bytes: 0, tensor_bytes: 0 };
     let mut ranks: Vec<Rank> = (0..stages.len() as u32).map(rank).collect();
     let mut tasks = Vec::with_capacity(catalog.shards.len());
-    for shard in &catalog.shards {
-        let task = task(context, shard)?;
-        if task.outputs.is_empty() {
+    for (number, shard) in catalog.shards.iter().enumerate() {
+        let dealt = Dealt::new(context, shard);
+        if dealt.places.is_empty() {
             continue;
         }
-        for (stage, output) in stages_of_task(context, shard).into_iter().zip(&task.outputs) {
-            ranks[stage].add(output);
+        let task = task(context, (number as u32, shard), &dealt)?;
+        for ((stage, _), output) in dealt.places.iter().zip(&task.outputs) {
+            ranks[*stage].add(output);
         }
         tasks.push(task);
     }
@@ -63,14 +89,10 @@ pub(super) fn tasks(context: &Context) -> Result<(Vec<Task>, Vec<Rank>)> {
     Ok((tasks, of_all_tps.collect()))
 }
 
-fn tensors_of<'a>(catalog: &'a Catalog, shard: &Shard) -> impl Iterator<Item = (u32, &'a Tensor)> {
-    (shard.first..shard.first + shard.count).map(|i| (i as u32, &catalog.tensors[i]))
-}
-
-/// Stages that need a tensor, ascending. What no architecture knows goes to all of them.
-fn stages_of(context: &Context, tensor: &Tensor) -> BTreeSet<usize> {
-    let Context { model, stages, target, .. } = context;
-    let all = || (0..stages.len()).collect();
+/// Places that need a tensor. What no architecture knows goes to every stage.
+fn places_of(context: &Context, tensor: &Tensor) -> BTreeSet<Place> {
+    let Context { model, stages, target, ask, .. } = context;
+    let all = || (0..stages.len()).map(|stage| (stage, None)).collect();
     let last = stages.len() - 1;
     let Some(placed) = model.role_of(weight_of(&tensor.name)) else { return all() };
     let role = placed.rule.role;
@@ -83,8 +105,15 @@ fn stages_of(context: &Context, tensor: &Tensor) -> BTreeSet<usize> {
         Some(layer) if model.is_mtp(Some(layer)) => last,
         Some(layer) => stages.iter().position(|s| s.contains(&layer)).unwrap_or(last),
     };
-    let tied = role == Role::Embedding && is_tied(context, model);
-    if tied { BTreeSet::from([stage, last]) } else { BTreeSet::from([stage]) }
+    if role == Role::Embedding && is_tied(context, model) {
+        return BTreeSet::from([(stage, None), (last, None)]);
+    }
+    let deals = ask.ep > 1 && target.layout.deals_experts();
+    let expert = placed.expert.filter(|_| deals);
+    let owner = |expert| {
+        (0..ask.ep).find(|rank| experts_of(model.experts(), ask.ep, *rank).contains(&expert))
+    };
+    BTreeSet::from([(stage, expert.and_then(owner))])
 }
 
 /// Whether the last stage needs the embeddings too, as its head.
@@ -94,44 +123,43 @@ fn is_tied(context: &Context, model: &Model) -> bool {
     tied == Some(true) || !head
 }
 
-fn stages_of_task(context: &Context, shard: &Shard) -> BTreeSet<usize> {
-    let stages = tensors_of(context.catalog, shard).flat_map(|(_, t)| stages_of(context, t));
-    stages.filter(|s| !context.ask.selected(*s as u32, 0..1).is_empty()).collect()
-}
-
-fn task(context: &Context, shard: &Shard) -> Result<Task> {
+fn task(context: &Context, (number, shard): (u32, &Shard), dealt: &Dealt) -> Result<Task> {
     let several = context.stages.len() > 1;
-    let held = stages_of_task(context, shard);
-    let mut outputs = Vec::with_capacity(held.len());
-    for stage in &held {
-        let path = context.target.layout.shard_path(several.then_some(*stage), &shard.name);
-        let own = tensors_of(context.catalog, shard)
-            .filter(|(_, t)| stages_of(context, t).contains(stage));
-        let entries: Vec<Entry> = own.map(|(_, t)| entry(&t.name, t.dtype, &t.shape)).collect();
+    let mut outputs = Vec::with_capacity(dealt.places.len());
+    let mut whole = true;
+    for place in &dealt.places {
+        let (stage, expert) = *place;
+        let path = context.target.layout.shard_path(several.then_some(stage), expert, &shard.name);
+        let own = dealt.tensors.iter().filter(|(_, _, places)| places.contains(place));
+        let entries: Vec<Entry> = own.map(|(_, t, _)| entry(&t.name, t.dtype, &t.shape)).collect();
         outputs.push(if entries.len() == shard.count {
             restored(context.catalog, shard, path)
         } else {
+            whole = false;
             OutputFile::new(path, entries)?
         });
     }
     let mut filled = vec![0; outputs.len()];
     let mut steps = Vec::new();
-    for (index, tensor) in tensors_of(context.catalog, shard) {
-        let needed = stages_of(context, tensor);
-        let own = held.iter().enumerate().filter(|(_, stage)| needed.contains(stage));
-        let places = own.map(|(output, _)| {
+    for (index, tensor, places) in &dealt.tensors {
+        let own = dealt.places.iter().enumerate().filter(|(_, place)| places.contains(place));
+        let targets = own.map(|(output, _)| {
             filled[output] += 1;
             (output as u32, filled[output] - 1)
         });
-        let places: Vec<(u32, u32)> = places.collect();
-        if !places.is_empty() {
-            let written = content(context, index, tensor)
+        let targets: Vec<(u32, u32)> = targets.collect();
+        if !targets.is_empty() {
+            let written = content(context, *index, tensor)
                 .map_err(|e| e.tensor(&*tensor.name).at(&shard.name))?;
-            steps.extend(written.steps(tensor, &places));
+            whole &= written.source == *index && written.rows.is_none();
+            steps.extend(written.steps(tensor, &targets));
         }
     }
     let name = outputs.first().map_or_else(|| shard.name.clone(), |o| o.path.clone());
-    Ok(Task { name, outputs, steps })
+    // The shards of a folder in pieces are no files that could be linked.
+    let linkable = whole && context.catalog.shards_are_files() && context.ask.link != Link::Copy;
+    let link = linkable.then_some(LinkedTask { shard: number, mode: context.ask.link });
+    Ok(Task { name, outputs, steps, link })
 }
 
 /// What is written under the name of a tensor.
@@ -186,7 +214,8 @@ impl Content {
 
 /// The shard as it was, header included.
 fn restored(catalog: &Catalog, shard: &Shard, path: String) -> OutputFile {
-    let entries = tensors_of(catalog, shard).map(|(_, t)| Entry {
+    let tensors = catalog.tensors[shard.first..shard.first + shard.count].iter();
+    let entries = tensors.map(|t| Entry {
         name: t.name.clone(),
         dtype: t.dtype,
         shape: t.shape.clone(),

@@ -124,7 +124,7 @@ fn task(
         }
     }
     steps.retain(|s| !s.targets.is_empty());
-    Ok(Task { name: outputs[0].path.clone(), outputs, steps })
+    Ok(Task { name: outputs[0].path.clone(), outputs, steps, link: None })
 }
 
 /// Rows of a router's tensor in the order of the experts, where that is not the original's.

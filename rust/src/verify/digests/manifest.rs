@@ -29,7 +29,8 @@ struct Manifest {
 struct File {
     path: String,
     size: u64,
-    sha256: String,
+    #[serde(default)]
+    sha256: Option<String>,
     data_start: u64,
     tensors: Rows<Tensor>,
 }
@@ -38,7 +39,9 @@ struct File {
 struct Tensor {
     name: String,
     range: (u64, u64),
-    xxh3: String,
+    /// Linked files were not read, so their tensors have none.
+    #[serde(default)]
+    xxh3: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -64,7 +67,8 @@ pub(super) fn parse(text: &str, origin: &str) -> Result<Truth> {
     let names = manifest.files.0.iter().map(|f| f.path.clone()).collect();
     truth.cut = manifest.request.and_then(|request| Cut::of(&request, names));
     for file in manifest.files.0 {
-        let digests = vec![FileDigest::new(Algorithm::Sha256, &file.sha256)?];
+        let digest = file.sha256.as_deref().map(|hex| FileDigest::new(Algorithm::Sha256, hex));
+        let digests = digest.transpose()?.into_iter().collect();
         let tensors = tensors(file.tensors.0, file.data_start, file.size).map_err(|e| Error {
             message: format!("{}: {}", quoted(&file.path), e.message),
             ..e
@@ -84,8 +88,9 @@ fn tensors(rows: Vec<Tensor>, data_start: u64, size: u64) -> Result<Vec<TensorDi
     let mut tensors = Vec::with_capacity(rows.len());
     for row in rows {
         let bad = |what: String| Error::invalid(what).tensor(quoted(&row.name));
-        let xxh3 = lower_hex(&row.xxh3, XXH3_DIGITS)
-            .ok_or_else(|| bad(format!("{} is no XXH3-128 digest", quoted(&row.xxh3))))?;
+        let Some(xxh3) = &row.xxh3 else { continue };
+        let xxh3 = lower_hex(xxh3, XXH3_DIGITS)
+            .ok_or_else(|| bad(format!("{} is no XXH3-128 digest", quoted(xxh3))))?;
         let (begin, end) =
             (data_start.checked_add(row.range.0), data_start.checked_add(row.range.1));
         match (begin, end) {

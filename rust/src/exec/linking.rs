@@ -1,0 +1,72 @@
+//! Tasks whose outputs are source files as they are: linked, and read by nobody.
+//!
+//! A digest of such a file is what is known of the source, or what `--verify-source` has found by
+//! reading it; where neither is, the manifest and the sums have none.
+
+use std::sync::atomic::Ordering;
+
+use super::attest::Attest;
+use super::executor::Run;
+use super::fold::DoneOutput;
+use super::journal::{DoneRecord, State};
+use super::sources::Sources;
+use crate::error::{Error, Result};
+use crate::io::{link, small};
+use crate::plan::data::LinkedTask;
+
+impl Run<'_> {
+    /// Links the outputs of a task; `None` if they have to be copied.
+    pub(super) fn link(
+        &self,
+        index: usize,
+        sources: &Sources,
+        state: &State,
+    ) -> Result<Option<DoneRecord>> {
+        let task = &self.plan.tasks[index];
+        let Some(link) = task.link else { return Ok(None) };
+        let (name, _) = self.catalog.file(link.shard);
+        let source = self.catalog.root.resolve(name)?;
+        let source =
+            source.ok_or_else(|| Error::invalid("file is missing").at(sources.path_of(name)))?;
+        let mut linked = Vec::with_capacity(task.outputs.len());
+        for output in &task.outputs {
+            let path = self.output().join(&output.path);
+            let Some(kind) = link::make(&source, &path, link.mode)? else {
+                self.progress.total.fetch_add(task.bytes(), Ordering::Relaxed);
+                return Ok(None);
+            };
+            linked.push(kind);
+        }
+        let verified =
+            self.attest(index, sources, state)?.map_or(Ok(Vec::new()), Attest::finish)?;
+        let known = self.options.links.sha256.get(name).cloned();
+        let sha256 = verified.iter().find(|v| v.name == name).map(|v| v.sha256.clone()).or(known);
+        for kind in &linked {
+            self.progress.add_linked(*kind, sha256.is_some());
+        }
+        let outputs = task.outputs.iter().zip(linked).map(|(output, kind)| DoneOutput {
+            path: output.path.clone(),
+            size: output.size,
+            sha256: sha256.clone(),
+            tensors: Vec::new(),
+            linked: Some(kind),
+        });
+        let times =
+            task.outputs.iter().map(|o| small::size_and_mtime(&self.output().join(&o.path)));
+        Ok(Some(DoneRecord {
+            task: self.digests[index].clone(),
+            sources: sources.stamps(),
+            outputs: outputs.collect(),
+            mtimes_ns: times.map(|t| t.map_or(0, |(_, mtime)| mtime)).collect(),
+            verified,
+            reports: Vec::new(),
+        }))
+    }
+
+    /// Whether digests of linked files are known.
+    pub(super) fn links_known(&self) -> bool {
+        let known = &self.options.links.sha256;
+        let named = |l: LinkedTask| known.contains_key(self.catalog.file(l.shard).0);
+        self.plan.tasks.iter().filter_map(|t| t.link).any(named)
+    }
+}

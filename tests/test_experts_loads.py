@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import random
 import re
 import zipfile
 from fractions import Fraction
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 
 from lingconv import experts
 from lingconv.errors import Error
+from ordeal import FULL
+from recordings import read_damaged
 from support import answer, lingconv, on_a_terminal, refuse, succeed
 
 Counts = NDArray[np.int64]
@@ -346,3 +349,17 @@ def test_recorder_dumps_need_torch(tmp_path: Path) -> None:
     (tmp_path / "loads.pt").write_bytes(b"PK")
     error = refuse(2, "experts", "stats", tmp_path / "loads.pt")
     assert error["hint"] == "`pip install 'lingconv[torch]'`"
+
+
+@pytest.mark.parametrize("name", ["x.npy", "stored.npz", "deflated.npz", "x.json", "x.csv"])
+def test_damaged_files(tmp_path: Path, counts: Counts, name: str) -> None:
+    """Bytes changed, added or removed: read all the same, or refused with 4."""
+    path = tmp_path / name
+    if name == "x.csv":
+        rows = [f"{layer},{e},{layer * e}" for layer in range(3) for e in range(9)]
+        path.write_text("layer,expert,count\n" + "\n".join(rows) + "\n")
+    else:
+        write(tmp_path, name, counts[:, 2:4, :9])
+    outcomes = read_damaged(path, random.Random(name), 3000 if FULL else 150)
+    assert outcomes[4] > 50
+    assert set(outcomes) <= {0, 4}

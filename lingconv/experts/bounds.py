@@ -11,7 +11,9 @@ MAX_LAYERS = 4096
 MAX_EXPERTS = 4096
 # Up to here a float64 holds every whole number, so measures lose nothing.
 MAX_COUNT = 2**53
-MAX_TEXT = 256 * 2**20
+# Parsed text takes many times its size.
+MAX_TEXT = 64 * 2**20
+MAX_WHOLE = 256 * 2**20
 WINDOW = 16 * 2**20
 
 Numbers = NDArray[np.generic]

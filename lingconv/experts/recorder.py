@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -155,7 +156,9 @@ def _load(path: str) -> Any:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise invalid("compressed, which no recorder writes", path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever a crafted file leads to
         reason = str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__
         raise invalid(f"more than tensors and plain data, or damaged: {reason}", path) from None

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
+import errno
+import io
 import json
+import lzma
 import math
+import struct
 import zipfile
 import zlib
+from array import array
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -22,6 +27,7 @@ from lingconv.experts.bounds import (
     MAX_EXPERTS,
     MAX_LAYERS,
     MAX_TEXT,
+    MAX_WHOLE,
     WINDOW,
     Numbers,
     check_dtype,
@@ -31,6 +37,18 @@ from lingconv.experts.bounds import (
 
 NAME = "logical_count"
 _MEMBER = f"{NAME}.npy"
+# What zipfile raises where it does not find what it expects.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    OverflowError,
+)
 
 
 @dataclass(frozen=True)
@@ -88,9 +106,11 @@ def reading(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in (None, errno.EINVAL):  # of a decompressor; of an offset before the begin
+            raise invalid("damaged archive", path) from None
         raise file_error("cannot read the loads", path, error) from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise invalid(f"damaged archive: {error}", path) from None
+    except _DAMAGED as error:
+        raise invalid(f"damaged archive: {str(error)[:200]}", path) from None
 
 
 @contextmanager
@@ -128,7 +148,7 @@ def read_npy(path: str, *, archived: bool) -> Table | NpyTable:
             raise invalid(f"holds not the {size:,} bytes of counts that its header says", path)
         if not fortran:
             return NpyTable(path, archived, sizes, dtype, start)
-        if size > MAX_TEXT:
+        if size > MAX_WHOLE:
             raise invalid(
                 f"{size:,} bytes in Fortran order cannot be read in windows",
                 path,
@@ -146,9 +166,11 @@ def _header(file: IO[bytes], path: str) -> tuple[tuple[int, ...], bool, np.dtype
         if version not in readers:
             raise ValueError(f"npy format {version}")
         shape, fortran, dtype = readers[version](file)
-    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # numpy evaluates the header as a Python literal
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise invalid(f"no npy header: {reason}", path) from None
+        raise invalid(f"no npy header: {reason[:200]}", path) from None
     return shape, fortran, dtype
 
 
@@ -194,41 +216,40 @@ def read_json(path: str) -> Table:
 
 def read_csv(path: str) -> Table:
     """Read rows `layer,expert,count`; a layer of which nothing is said counts nothing."""
-    found: dict[tuple[int, int], int] = {}
-    lines = csv.reader(_text(path).splitlines())
-    header = [name.strip() for name in next(lines, [])]
-    if header != ["layer", "expert", "count"]:
+    lines = csv.reader(io.StringIO(_text(path)))
+    if [name.strip() for name in next(lines, [])] != ["layer", "expert", "count"]:
         raise invalid("the first line is not `layer,expert,count`", path)
-    for row in lines:
-        if not row:
-            continue
+    numbers = array("q")
+    for row in filter(None, lines):
         try:
             layer, expert, count = map(int, row)
         except ValueError:
             raise invalid(f"line {lines.line_num}: not three whole numbers", path) from None
         if not (0 <= layer < MAX_LAYERS and 0 <= expert < MAX_EXPERTS):
             raise invalid(f"line {lines.line_num}: no such layer or expert is possible", path)
-        if (layer, expert) in found:
-            text = f"layer {layer}, expert {expert} a second time"
-            raise invalid(f"line {lines.line_num}: {text}", path)
         if not 0 <= count < 2**63:
-            raise invalid(f"line {lines.line_num}: {row[2]} is no possible count", path)
-        found[layer, expert] = count
-    return Table(path, _dense(found, path))
-
-
-def _dense(found: dict[tuple[int, int], int], path: str) -> NDArray[np.int64]:
-    if not found:
+            raise invalid(f"line {lines.line_num}: {row[2][:50]} is no possible count", path)
+        numbers.extend((layer, expert, count))
+    if not numbers:
         raise invalid("no counts", path)
-    layers, experts = (1 + max(axis) for axis in zip(*found, strict=True))
-    sizes = check_shape((layers, experts), path)
-    counts = np.zeros(sizes, np.int64)
-    rows = np.zeros(layers, np.int64)
-    for (layer, expert), count in found.items():
-        counts[0, layer, expert] = count
-        rows[layer] += 1
-    ragged = np.flatnonzero((rows != 0) & (rows != experts))
+    layers, experts, counts = np.array(numbers, np.int64).reshape(-1, 3).T
+    return Table(path, _placed(layers, experts, counts, path))
+
+
+def _placed(
+    layers: NDArray[np.int64], experts: NDArray[np.int64], values: NDArray[np.int64], path: str
+) -> NDArray[np.int64]:
+    """Counts [1, layers, experts]; a layer has all experts or none, each once."""
+    shape = (int(layers.max()) + 1, int(experts.max()) + 1)
+    given = np.bincount(layers * shape[1] + experts, minlength=shape[0] * shape[1]).reshape(shape)
+    if given.max() > 1:
+        layer, expert = divmod(int(given.argmax()), shape[1])
+        raise invalid(f"layer {layer}, expert {expert} is there {given.max()} times", path)
+    held = given.sum(axis=1)
+    ragged = np.flatnonzero((held != 0) & (held != shape[1]))
     if ragged.size:
         layer = int(ragged[0])
-        raise invalid(f"layer {layer} has {rows[layer]} experts, not {experts}", path)
+        raise invalid(f"layer {layer} has {held[layer]} experts, not {shape[1]}", path)
+    counts = np.zeros(check_shape(shape, path), np.int64)
+    counts[0, layers, experts] = values
     return counts

@@ -7,6 +7,7 @@ not run here, so that its own dumps can be read is not shown.
 from __future__ import annotations
 
 import os
+import random
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import pytest
 
 from lingconv import experts
 from lingconv.errors import Error
+from ordeal import FULL
+from recordings import read_damaged
 from support import answer
 
 # A version is asked for because a folder named `torch` would import as an empty package.
@@ -204,3 +207,13 @@ def test_compressed_archives_are_refused(tmp_path: Path) -> None:
         for name in old.namelist():
             new.writestr(name, old.read(name))
     assert "compressed" in _refusal(path)
+
+
+def test_damaged_dumps(tmp_path: Path) -> None:
+    """Bytes changed, added or removed: read all the same, or refused with 4."""
+    stat = save_stat(tmp_path, 1, random_counts(1, 2))
+    records = save_records(tmp_path, 0, {1: random_counts(2, 1)[0]}, identity())
+    for path in (stat, records):
+        outcomes = read_damaged(path, random.Random(path.name), 1000 if FULL else 60)
+        assert outcomes[4] > 20
+        assert set(outcomes) <= {0, 4}

@@ -26,6 +26,7 @@ LAYOUTS: list[Words] = [
     ("--tp", "4", "--ep", "4", "--shard-size", "300K"),
     ("--tp", "2", "--target", "vllm-0.11"),
     ("--pp", "2", "--target", "sglang"),
+    ("--pp", "2", "--ep", "2", "--target", "hf"),
     ("--target", "hf"),
 ]
 
@@ -112,7 +113,7 @@ def test_one_ranks_files_are_those_of_all(grouped: Path, legal: Path, tmp_path: 
 
 def test_every_source_byte_is_read_once(grouped: Path, legal: Path, tmp_path: Path) -> None:
     bytes_ = answer("inspect", grouped)["bytes"]
-    for layout in (("--tp", "2"), ("--target", "hf", "--pp", "2")):
+    for layout in (("--tp", "2"), ("--target", "hf", "--pp", "2", "--link", "copy")):
         out = tmp_path / layout[1]
         plan = answer("reshard", grouped, "-o", out, *layout, "--experts", legal, "--dry-run")
         plain = answer("reshard", grouped, "-o", out, *layout, "--dry-run")

@@ -180,6 +180,7 @@ class PlanSummary:
     warnings: list[str]
     launch: list[str]
     ranks: list[Rank]
+    expected_files: int
 
 
 @dataclass(frozen=True)
@@ -234,8 +235,11 @@ class Linked:
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended. `plan` is the digest of what was executed; `reread` bytes of `read` were
-    read once more for the digests of source files."""
+    """How a run ended.
+
+    `plan` is the digest of what was executed; `reread` bytes of `read` were read once more for the
+    digests of source files; `expected` files are of ranks that the folder still lacks.
+    """
 
     outcome: str
     plan: str
@@ -246,6 +250,7 @@ class RunResult:
     kept_nonfinite: list[str]
     reports: list[TensorReport]
     linked: Linked
+    expected: int
 
 
 @dataclass(frozen=True)

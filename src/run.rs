@@ -8,6 +8,7 @@ use lingconv_core::error::{Error, Result};
 use lingconv_core::exec::attest::Known;
 use lingconv_core::exec::{Options, POINT_EVERY, Progress, Worker};
 use lingconv_core::io::Mode;
+use lingconv_core::join::{join, joined};
 use lingconv_core::numeric::Level;
 use lingconv_core::run as core;
 use lingconv_core::trust::{known_links, known_sources};
@@ -77,11 +78,13 @@ pub fn run(
         py,
         &progress.cancel,
         || {
+            let joined = join(&catalog.inner, &plan.inner, &options, &progress)?;
+            let plan = joined.as_ref().unwrap_or(&plan.inner);
             if verify_source {
-                options.known = Some(known_sources(&catalog.inner, &plan.inner, &progress)?);
+                options.known = Some(known_sources(&catalog.inner, plan, &progress)?);
             }
-            options.links = known_links(&catalog.inner, &plan.inner);
-            core::run(&catalog.inner, &plan.inner, &options, &progress)
+            options.links = known_links(&catalog.inner, plan);
+            core::run(&catalog.inner, plan, &options, &progress)
         },
         |cancelling| report(py, &progress, cancelling, &tick),
     )?;
@@ -136,7 +139,9 @@ fn folder_options(output: PathBuf) -> Options {
 pub fn finish(py: Python<'_>, catalog: &Catalog, plan: &Plan, output: PathBuf) -> PyResult<String> {
     blocking::detached(py, || {
         let options = folder_options(output);
-        let outcome = core::finish(&catalog.inner, &plan.inner, &options, &Progress::default())?;
+        let joined = joined(&catalog.inner, &plan.inner, &options.output)?;
+        let plan = joined.as_ref().unwrap_or(&plan.inner);
+        let outcome = core::finish(&catalog.inner, plan, &options, &Progress::default())?;
         errors::json(&json!({ "outcome": outcome }))
     })
 }
@@ -147,6 +152,8 @@ pub fn finish(py: Python<'_>, catalog: &Catalog, plan: &Plan, output: PathBuf) -
 pub fn status(py: Python<'_>, catalog: &Catalog, plan: &Plan, output: PathBuf) -> PyResult<String> {
     blocking::detached(py, || {
         let options = folder_options(output);
-        errors::json(&core::status(&catalog.inner, &plan.inner, &options)?)
+        let joined = joined(&catalog.inner, &plan.inner, &options.output)?;
+        let plan = joined.as_ref().unwrap_or(&plan.inner);
+        errors::json(&core::status(&catalog.inner, plan, &options)?)
     })
 }

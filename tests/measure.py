@@ -29,6 +29,8 @@ cost = {
     "system": usage.ru_stime,
     "peak": usage.ru_maxrss * 1024,
     "read": int(io["rchar"]),
+    "storage_read": int(io["read_bytes"]),
+    "storage_written": int(io["write_bytes"]),
 }
 with open(sys.argv[1], "w") as file:
     json.dump(cost, file)
@@ -37,7 +39,8 @@ with open(sys.argv[1], "w") as file:
 
 @dataclass(frozen=True)
 class Cost:
-    """Figures of a finished command; `read` counts all bytes that it asked the kernel for."""
+    """Figures of a finished command; `read` counts all bytes that it asked the kernel for, the
+    `storage_` ones what the disk was asked for."""
 
     code: int
     seconds: float
@@ -45,6 +48,8 @@ class Cost:
     system: float
     peak: int
     read: int
+    storage_read: int
+    storage_written: int
     stdout: str
     stderr: str
 

@@ -112,6 +112,26 @@ def test_tied_embeddings(tiny: Path) -> None:
     assert "tie_word_embeddings" in refused(5, tiny, "--tp", "2")["message"]
 
 
+def test_a_normalised_head(tiny: Path) -> None:
+    configure(tiny, norm_head=True)
+    assert "norm_head" in refused(5, tiny, "--tp", "2")["message"]
+
+
+def test_prediction_layers_that_are_to_be_kept(tiny_mtp: Path) -> None:
+    error = refused(5, tiny_mtp, "--tp", "2", "--keep-mtp")
+    assert "--keep-mtp" in error["message"]
+    assert "--target hf" in error["hint"]
+
+
+@pytest.mark.parametrize("options", [("--tp", "8"), ("--tp", "4", "--pp", "2"), ("--tp", "6")])
+@pytest.mark.parametrize("encoded", [(), ("--format", "fp8")])
+def test_what_is_suggested_works(tiny: Path, options: Words, encoded: Words) -> None:
+    hint = refused(5, tiny, *options, *encoded)["hint"]
+    if "`" in str(hint):
+        words = hint.split("`")[1].split()[3:]
+        assert answer("reshard", tiny, *words, "--dry-run")["write_files"] > 0
+
+
 def test_an_unknown_architecture(tiny: Path) -> None:
     configure(tiny, architectures=["MambaForCausalLM"])
     assert "--arch" in refused(5, tiny, "--tp", "2")["hint"]

@@ -124,6 +124,9 @@ def warn_of_results(console: Console, result: RunResult) -> None:
     if result.linked.undigested:
         count = files_text(result.linked.undigested)
         console.note(f"{count} were linked unread and have no digest that anybody knows")
+    if result.expected:
+        count = files_text(result.expected)
+        console.note(f"{count} of other ranks are expected; write them into the same folder")
     for tensor in result.kept_nonfinite:
         console.warn(f"kept unquantised, it holds NaN or infinity: {tensor}")
     poor = [r for r in result.reports if r.sqnr_db is not None and r.sqnr_db < SOUND_SQNR_DB]

@@ -11,7 +11,8 @@
 //! 3. [`exec`] runs a plan. It streams each task through a ring of slots, hashes every output from
 //!    front to back, journals how far it is, and publishes the manifest last. The arithmetic is in
 //!    [`numeric`]; [`dialect`] says which arithmetic a published format uses.
-//! 4. [`mod@run`] ties planner and executor together for the commands; [`trust`] finds what is known
+//! 4. [`mod@run`] ties planner and executor together for the commands, [`join`] adds ranks to those
+//!    that an output holds; [`trust`] finds what is known
 //!    of a source, for runs that verify it in the same pass; [`against`] derives a plan again, for
 //!    holding its output against the source.
 //!
@@ -31,6 +32,7 @@ pub mod experts;
 pub mod header;
 pub mod inspect;
 pub mod io;
+pub mod join;
 pub mod model;
 pub mod numeric;
 pub mod pieces;

@@ -31,6 +31,8 @@ pub struct Finished {
     pub reports: Vec<Report>,
     /// Files that this run linked instead of writing them.
     pub linked: LinkedFiles,
+    /// Files of other ranks that the folder still lacks.
+    pub expected: usize,
 }
 
 /// Error figures of one tensor.
@@ -87,6 +89,7 @@ pub fn run(
                     kept_nonfinite: current.request.nonfinite.clone(),
                     reports: name_reports(catalog, current, &reports)?,
                     linked: progress.linked(),
+                    expected: current.expected.len(),
                 });
             }
             Err(error) if error.kind == Kind::NonFinite && current.request.keep_nonfinite => {

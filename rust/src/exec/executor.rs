@@ -284,7 +284,7 @@ impl<'a> Run<'a> {
 }
 
 /// Source folder and host: only there do the times of source files mean anything.
-fn place(catalog: &Catalog) -> String {
+pub fn place(catalog: &Catalog) -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let path = catalog.root.path();
     let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());

@@ -21,6 +21,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::io::link::Linked;
 use crate::io::small;
+use crate::plan::data::Expected;
 use crate::plan::{OutputFile, Request, Sidecar, Task};
 
 /// Name and version of the manifest's form.
@@ -42,6 +43,9 @@ pub(super) struct Manifest<'a> {
     files: Vec<File<'a>>,
     sidecars: &'a [Sidecar],
     dropped: Vec<Dropped<'a>>,
+    /// Files of other ranks that are still to come.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    expected: &'a [Expected],
     warnings: Vec<&'a str>,
 }
 
@@ -152,6 +156,7 @@ impl<'a> Manifest<'a> {
             files,
             sidecars: &run.plan.sidecars,
             dropped: dropped.collect(),
+            expected: &run.plan.expected,
             warnings,
         })
     }

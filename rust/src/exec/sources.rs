@@ -230,7 +230,7 @@ pub(super) fn files_of(catalog: &Catalog, task: &Task) -> Vec<u32> {
 }
 
 /// What the files that `task` reads look like now, as the catalog saw them.
-pub(super) fn current_stamps(catalog: &Catalog, task: &Task) -> Vec<SourceStamp> {
+pub(crate) fn current_stamps(catalog: &Catalog, task: &Task) -> Vec<SourceStamp> {
     let stamp = |number: u32| {
         let (name, stamp) = catalog.file(number);
         SourceStamp { name: name.to_owned(), stamp }

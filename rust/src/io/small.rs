@@ -59,6 +59,12 @@ pub fn publish(part: &Path, path: &Path) -> Result<()> {
     path.parent().map_or(Ok(()), |folder| sync_folder(folder).map(drop))
 }
 
+/// Moves a file; both folders are made durable.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    publish(from, to)?;
+    from.parent().map_or(Ok(true), sync_folder).map(drop)
+}
+
 /// Makes renames and removals in a folder durable; `false` on file systems that cannot do it.
 pub fn sync_folder(folder: &Path) -> Result<bool> {
     let sync = || File::open(folder)?.sync_all();

@@ -41,6 +41,14 @@ impl RankOnly {
         Ok(())
     }
 
+    /// As it is typed.
+    pub fn words(&self) -> String {
+        let part = |name: &str, rank: Option<u32>| rank.map(|n| format!("{name}{n}"));
+        let parts: Vec<String> =
+            [part("tp", self.tp), part("pp", self.pp)].into_iter().flatten().collect();
+        parts.join(",")
+    }
+
     /// Whether this rank is one of them.
     pub fn includes(&self, tp: u32, pp: u32) -> bool {
         self.tp.is_none_or(|t| t == tp) && self.pp.is_none_or(|p| p == pp)

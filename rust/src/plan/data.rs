@@ -40,6 +40,17 @@ pub struct Plan {
     pub launch: Vec<String>,
     /// What each rank of a re-sharded output reads.
     pub ranks: Vec<Rank>,
+    /// Files of ranks that are not written.
+    pub expected: Vec<Expected>,
+}
+
+/// A file of a rank that another run has to write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Expected {
+    /// Path relative to the output folder.
+    pub path: String,
+    /// Bytes.
+    pub size: u64,
 }
 
 /// The files of one rank.

@@ -53,6 +53,7 @@ pub fn plan(catalog: &Catalog, request: &Request) -> Result<Plan> {
         config_changes,
         warnings: catalog.warnings.clone(),
         launch: Vec::new(),
+        expected: Vec::new(),
         ranks: Vec::new(),
         elsewhere: Vec::new(),
     })

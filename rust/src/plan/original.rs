@@ -103,6 +103,16 @@ pub fn open(path: &Path) -> Result<Catalog> {
     if plan.tensor_digest() != manifest.tensors {
         return Err(damaged(Error::invalid("the manifest's plan cannot be derived from it again")));
     }
+    if !plan.expected.is_empty() {
+        let missing = plan.expected.iter().map(|e| e.path.clone()).collect();
+        return Err(Error::invalid(format!(
+            "only a part of the ranks is here: {} files are still expected",
+            plan.expected.len()
+        ))
+        .at(path)
+        .details(missing)
+        .hint("write the other ranks into the same folder with `lingconv reshard --rank`"));
+    }
     let files = piece_files(&root, &plan)?;
     let lost = lost(&original, &plan);
     let changed = if lost.is_empty() { None } else { Some(written(&original, &plan)?) };

@@ -56,6 +56,7 @@ pub fn plan(catalog: &Catalog, request: &Request) -> Result<Plan> {
         config_changes,
         warnings: warnings(catalog, model.as_ref(), request),
         launch: Vec::new(),
+        expected: Vec::new(),
         ranks: Vec::new(),
         elsewhere: Vec::new(),
     })

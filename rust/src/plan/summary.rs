@@ -65,6 +65,8 @@ pub struct Summary {
     pub launch: Vec<String>,
     /// What each rank reads.
     pub ranks: Vec<Rank>,
+    /// Files of other ranks, which this plan does not write.
+    pub expected_files: usize,
 }
 
 impl Count {
@@ -127,6 +129,7 @@ pub fn summarize(catalog: &Catalog, plan: &Plan) -> Result<Summary> {
         warnings: plan.warnings.clone(),
         launch: plan.launch.clone(),
         ranks: plan.ranks.clone(),
+        expected_files: plan.expected.len(),
     })
 }
 

@@ -98,6 +98,7 @@ pub fn plan(catalog: &Catalog, tasks: Vec<Task>) -> Plan {
         config_changes: Vec::new(),
         warnings: Vec::new(),
         launch: Vec::new(),
+        expected: Vec::new(),
         ranks: Vec::new(),
         elsewhere: Vec::new(),
     }

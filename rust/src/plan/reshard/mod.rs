@@ -25,7 +25,7 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use self::experts::Experts;
-use super::data::{Dropped, Plan, Rank, Sidecar, Task};
+use super::data::{Dropped, Expected, Plan, Rank, Sidecar, Task};
 use super::quantize;
 use super::request::Request;
 use super::sidecars::{self, Index, Quantization, Sidecars};
@@ -50,6 +50,22 @@ struct Context<'a> {
     stages: Vec<std::ops::Range<u32>>,
     /// The order of the experts, if it is not the original's.
     experts: Option<Experts>,
+}
+
+/// Tasks, what each rank reads, and the files that other runs have to write.
+#[derive(Default)]
+struct Work {
+    tasks: Vec<Task>,
+    ranks: Vec<Rank>,
+    expected: Vec<Expected>,
+}
+
+impl Work {
+    /// Notes what `others` would write.
+    fn expect(&mut self, others: Self) {
+        let outputs = others.tasks.into_iter().flat_map(|t| t.outputs);
+        self.expected.extend(outputs.map(|o| Expected { path: o.path, size: o.size }));
+    }
 }
 
 /// What a request names, found.
@@ -177,10 +193,10 @@ impl Context<'_> {
         let whole = self.catalog.pieces.as_ref().is_none_or(|p| p.lost.is_empty());
         let index = match (&self.catalog.raw_index, self.stage()) {
             (Some(raw), None) if whole && self.ask.ep == 1 => Index::Raw(raw.clone()),
-            _ if self.catalog.indexed() || work.1.iter().any(|r| r.files > 1) => {
-                Index::Tasks(&work.0)
+            _ if self.catalog.indexed() || work.ranks.iter().any(|r| r.files > 1) => {
+                Index::Tasks(&work.tasks)
             }
-            _ if self.stage().is_some() => Index::Tasks(&work.0),
+            _ if self.stage().is_some() => Index::Tasks(&work.tasks),
             _ => Index::None,
         };
         let mut small = Sidecars { index, ..self.small() };
@@ -206,7 +222,7 @@ impl Context<'_> {
 
     fn assemble(
         &self,
-        (tasks, ranks): (Vec<Task>, Vec<Rank>),
+        Work { tasks, ranks, expected }: Work,
         (sidecars, config_changes): (Vec<Sidecar>, Vec<String>),
         dropped: Vec<Dropped>,
         warnings: Vec<String>,
@@ -223,6 +239,7 @@ impl Context<'_> {
             warnings,
             launch: self.launch(),
             ranks,
+            expected,
         }
     }
 

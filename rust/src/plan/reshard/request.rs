@@ -43,12 +43,36 @@ pub struct Reshard {
     /// How files that stay as they are get into the output.
     #[serde(default)]
     pub link: Link,
+    /// Ranks whose files earlier runs with `rank` have written into the same folder.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<RankOnly>,
     /// Restore what there is of an original of which something was left out or encoded.
     #[serde(default)]
     pub partial: bool,
     /// Text of a map of experts: in which order each layer's lie.
     #[serde(default)]
     pub experts: Option<String>,
+}
+
+/// Tensor parallel ranks of each stage.
+pub(super) type Share = Vec<Vec<u32>>;
+
+/// Who writes the files of which ranks.
+pub(super) struct Shares {
+    /// A share a run; none of them overlap.
+    pub written: Vec<Share>,
+    /// What is left.
+    pub expected: Share,
+}
+
+impl Shares {
+    /// Whether everything that `ask` writes is written.
+    fn holds(&self, ask: &Reshard) -> bool {
+        let wanted = ask.rank.unwrap_or_default();
+        let left =
+            (0..).zip(&self.expected).flat_map(|(pp, tps)| tps.iter().map(move |tp| (*tp, pp)));
+        !left.into_iter().any(|(tp, pp)| wanted.includes(tp, pp))
+    }
 }
 
 /// A number format to encode to.
@@ -74,31 +98,57 @@ impl Reshard {
         if self.shard_size == 0 {
             return Err(Error::usage("--shard-size of 0 bytes"));
         }
-        self.rank.unwrap_or_default().check(self.tp, self.pp)
+        let mut ranks = self.earlier.iter().chain(&self.rank);
+        ranks.try_for_each(|rank| rank.check(self.tp, self.pp))
     }
 
     /// Target and layout in words.
     pub(in crate::plan) fn words(&self) -> String {
         let Self { target, tp, pp, ep, .. } = self;
         let expert = if *ep > 1 { format!(" × EP {ep}") } else { String::new() };
-        let rank = self.rank.map(|r| {
-            let part = |name: &str, rank: Option<u32>| rank.map(|n| format!(" {name}{n}"));
-            let parts = [part("tp", r.tp), part("pp", r.pp)];
-            format!(", rank{}", parts.into_iter().flatten().collect::<String>())
-        });
+        let ranks: Vec<String> =
+            self.earlier.iter().chain(&self.rank).map(RankOnly::words).collect();
+        let rank = self.rank.map(|_| format!(", rank {}", ranks.join(" and ")));
         let order = self.experts.as_ref().map_or("", |_| ", experts reordered");
         format!("{target}, TP {tp} × PP {pp}{expert}{}{order}", rank.unwrap_or_default())
     }
 
-    /// Whether files of stage `pp` are written, and of which ranks of `all`.
-    pub(super) fn selected(&self, pp: u32, all: std::ops::Range<u32>) -> Vec<u32> {
-        let Some(only) = self.rank else { return all.collect() };
-        all.filter(|tp| only.includes(*tp, pp)).collect()
+    /// Whether the folder that this describes holds the files of every rank that `ask` names.
+    pub fn holds(&self, ask: &Self) -> bool {
+        self.shares().holds(ask)
+    }
+
+    /// What each run writes, the earlier ones first.
+    pub(super) fn shares(&self) -> Shares {
+        let asked = match self.rank {
+            Some(rank) => self.earlier.iter().copied().chain([rank]).collect(),
+            None => vec![RankOnly::default()],
+        };
+        let mut left: Share = (0..self.pp).map(|_| (0..self.tp).collect()).collect();
+        let take = |only: RankOnly| -> Share {
+            let of_stage = |(pp, left): (u32, &mut Vec<u32>)| {
+                let (own, rest) = left.iter().partition(|tp| only.includes(**tp, pp));
+                *left = rest;
+                own
+            };
+            (0..).zip(left.iter_mut()).map(of_stage).collect()
+        };
+        let written = asked.into_iter().map(take).collect();
+        Shares { written, expected: left }
+    }
+
+    /// The same where all ranks of a stage read the same files.
+    pub(super) fn shares_of_stages(&self) -> Shares {
+        let stage = |rank: &RankOnly| RankOnly { tp: None, ..*rank };
+        let earlier = self.earlier.iter().map(stage).collect();
+        let rank = self.rank.as_ref().map(stage);
+        Self { tp: 1, earlier, rank, ..self.clone() }.shares()
     }
 
     /// Whether files of stage `pp` are written, whatever their tensor parallel rank.
     pub(super) fn has_stage(&self, pp: u32) -> bool {
-        self.rank.is_none_or(|only| only.pp.is_none_or(|p| p == pp))
+        let all = self.earlier.iter().chain(&self.rank);
+        self.rank.is_none() || all.into_iter().any(|only| only.pp.is_none_or(|p| p == pp))
     }
 
     /// The target asked for.

@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::Context;
+use super::request::Share;
+use super::{Context, Work};
 use crate::catalog::{Catalog, Shard, Tensor};
 use crate::companion::weight_of;
 use crate::error::{Error, Result};
@@ -53,7 +54,7 @@ struct Dealt<'a> {
 }
 
 impl<'a> Dealt<'a> {
-    fn new(context: &Context<'a>, shard: &Shard) -> Self {
+    fn new(context: &Context<'a>, shard: &Shard, wanted: &Share) -> Self {
         let catalog = context.catalog;
         let deal = |i: usize| {
             let tensor = &catalog.tensors[i];
@@ -61,32 +62,45 @@ impl<'a> Dealt<'a> {
         };
         let tensors: Vec<_> = (shard.first..shard.first + shard.count).map(deal).collect();
         let needed = tensors.iter().flat_map(|(_, _, places)| places.iter().copied());
-        let places = needed.filter(|(stage, _)| context.ask.has_stage(*stage as u32)).collect();
+        let places = needed.filter(|(stage, _)| !wanted[*stage].is_empty()).collect();
         Self { tensors, places }
     }
 }
 
-/// A task a shard: each source tensor is read once for all stages that need it.
-pub(super) fn tasks(context: &Context) -> Result<(Vec<Task>, Vec<Rank>)> {
-    let Context { catalog, ask, stages, .. } = context;
+/// A task a shard: each source tensor is read once for all stages that a run writes.
+pub(super) fn tasks(context: &Context) -> Result<Work> {
+    let shares = context.ask.shares_of_stages();
+    let mut work = Work::default();
+    for share in &shares.written {
+        add_share(context, share, &mut work)?;
+    }
+    let mut others = Work::default();
+    add_share(context, &shares.expected, &mut others)?;
+    work.expect(others);
+    Ok(work)
+}
+
+/// Tasks of one share, and what each of its ranks reads: all of a stage the same.
+fn add_share(context: &Context, share: &Share, work: &mut Work) -> Result<()> {
+    let Context { catalog, ask, .. } = context;
     let rank = |pp| Rank { pp, tp: 0, files: 0, bytes: 0, tensor_bytes: 0 };
-    let mut ranks: Vec<Rank> = (0..stages.len() as u32).map(rank).collect();
-    let mut tasks = Vec::with_capacity(catalog.shards.len());
-    for (number, shard) in catalog.shards.iter().enumerate() {
-        let dealt = Dealt::new(context, shard);
+    let mut ranks: Vec<Rank> = (0..ask.pp).map(rank).collect();
+    for (number, shard) in (0..).zip(&catalog.shards) {
+        let dealt = Dealt::new(context, shard, share);
         if dealt.places.is_empty() {
             continue;
         }
-        let task = task(context, (number as u32, shard), &dealt)?;
+        let task = task(context, (number, shard), &dealt)?;
         for ((stage, _), output) in dealt.places.iter().zip(&task.outputs) {
             ranks[*stage].add(output);
         }
-        tasks.push(task);
+        work.tasks.push(task);
     }
     ranks.retain(|r| r.files > 0);
     let of_all_tps =
         ranks.into_iter().flat_map(|rank| (0..ask.tp).map(move |tp| Rank { tp, ..rank.clone() }));
-    Ok((tasks, of_all_tps.collect()))
+    work.ranks.extend(of_all_tps);
+    Ok(())
 }
 
 /// Places that need a tensor. What no architecture knows goes to every stage.

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::Context;
 use super::gather::{Fused, Gathered, Group, Member};
 use super::legal::Cuts;
+use super::request::Share;
+use super::{Context, Work};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::header::Entry;
@@ -26,30 +27,43 @@ struct Row<'a> {
     shapes: Vec<Vec<u64>>,
 }
 
-/// Plans the tasks of all stages, and sums up what each rank reads.
-pub(super) fn tasks(context: &Context, gathered: &Gathered) -> Result<(Vec<Task>, Vec<Rank>)> {
+/// Plans the tasks of all ranks that are written, and lists the files of the others.
+pub(super) fn tasks(context: &Context, gathered: &Gathered) -> Result<Work> {
     let cuts = Cuts::new(context);
-    let mut tasks = Vec::new();
-    let mut ranks = Vec::new();
-    for stage in 0..context.stages.len() as u32 {
+    let shares = context.ask.shares();
+    let mut work = Work::default();
+    for share in &shares.written {
+        add_share(context, &cuts, gathered, share, &mut work)?;
+    }
+    let mut others = Work::default();
+    add_share(context, &cuts, gathered, &shares.expected, &mut others)?;
+    work.expect(others);
+    Ok(work)
+}
+
+/// Tasks of one share, and what each of its ranks reads.
+fn add_share(
+    context: &Context,
+    cuts: &Cuts,
+    gathered: &Gathered,
+    share: &Share,
+    work: &mut Work,
+) -> Result<()> {
+    for (stage, selected) in (0..).zip(share).filter(|(_, selected)| !selected.is_empty()) {
         let rank = |tp| Rank { pp: stage, tp, files: 0, bytes: 0, tensor_bytes: 0 };
-        let selected = context.ask.selected(stage, cuts.ranks());
-        if selected.is_empty() {
-            continue;
-        }
         let mut of_stage: Vec<Rank> = selected.iter().copied().map(rank).collect();
         let groups = gathered.groups.iter().filter(|(g, _)| stage_of(context, **g) == stage);
-        let units = groups.flat_map(|(_, tensors)| parts(context, &cuts, tensors));
+        let units = groups.flat_map(|(_, tensors)| parts(context, cuts, tensors));
         for (part, units) in units.enumerate() {
-            let task = task(context, &cuts, &units, (stage, part), &selected)?;
+            let task = task(context, cuts, &units, (stage, part), selected)?;
             for (rank, output) in of_stage.iter_mut().zip(&task.outputs) {
                 rank.add(output);
             }
-            tasks.push(task);
+            work.tasks.push(task);
         }
-        ranks.append(&mut of_stage);
+        work.ranks.append(&mut of_stage);
     }
-    Ok((tasks, ranks))
+    Ok(())
 }
 
 /// Cuts a group's tensors into parts of about the size asked for. Scales stay with their weight, as

@@ -1,0 +1,166 @@
+//! Ranks that are written one after another into one folder.
+//!
+//! A node that prepares `--rank pp1` leaves a manifest of its share. A later run for another rank of
+//! the same layout goes on from there: what the manifest lists becomes the journal of a plan for both,
+//! which then writes what is missing and a manifest of all. While that lasts the old manifest lies
+//! beside the journal, since a folder with a manifest would be taken for finished.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::catalog::{Catalog, MANIFEST};
+use crate::error::{Error, Result};
+use crate::exec::fold::DoneOutput;
+use crate::exec::journal::{self, Begin, DoneRecord, Journal};
+use crate::exec::{Options, Progress, Worker, executor, sources};
+use crate::io::link::Linked;
+use crate::io::small;
+use crate::model::parallel::RankOnly;
+use crate::plan::reshard::Reshard;
+use crate::plan::{self, Plan, Request, Task};
+
+/// Longest manifest that is read.
+const MAX_MANIFEST: u64 = 1 << 30;
+/// The old manifest beside the journal.
+const EARLIER: &str = "earlier.json";
+
+#[derive(Deserialize)]
+struct Manifest {
+    plan: String,
+    request: Value,
+    source: Source,
+    files: Vec<File>,
+}
+
+#[derive(Deserialize)]
+struct Source {
+    digest: String,
+}
+
+#[derive(Deserialize)]
+struct File {
+    path: String,
+    size: u64,
+    sha256: Option<String>,
+    linked: Option<Linked>,
+    tensors: Vec<Tensor>,
+}
+
+#[derive(Deserialize)]
+struct Tensor {
+    xxh3: Option<String>,
+}
+
+/// The plan that adds `plan`, which is for some ranks, to those that the output holds already;
+/// `None` if there is nothing to add to.
+pub fn joined(catalog: &Catalog, plan: &Plan, output: &Path) -> Result<Option<Plan>> {
+    earlier(plan, output)?.map(|(_, request)| plan::build(catalog, &request)).transpose()
+}
+
+/// As [`joined`], and makes the output an unfinished run of that plan.
+pub fn join(
+    catalog: &Catalog,
+    plan: &Plan,
+    options: &Options,
+    progress: &Progress,
+) -> Result<Option<Plan>> {
+    if options.force || !options.resume {
+        return Ok(None);
+    }
+    let output = &options.output;
+    let Some((manifest, request)) = earlier(plan, output)? else { return Ok(None) };
+    let joined = plan::build(catalog, &request)?;
+    if manifest.plan == joined.digest() {
+        return Ok(Some(joined));
+    }
+    if output.join(MANIFEST).exists() {
+        adopt(catalog, &joined, output, &manifest)?;
+    }
+    if let Some(Reshard { earlier, .. }) = &request.reshard {
+        let ranks: Vec<String> = earlier.iter().map(RankOnly::words).collect();
+        progress.note(format!("the folder holds {} already; this adds to it", ranks.join(" and ")));
+    }
+    Ok(Some(joined))
+}
+
+/// The manifest of earlier ranks of the same layout and source, and the request for all.
+fn earlier(plan: &Plan, output: &Path) -> Result<Option<(Manifest, Request)>> {
+    let Some(ask) = plan.request.reshard.as_ref() else { return Ok(None) };
+    let Some(rank) = ask.rank else { return Ok(None) };
+    let places = [output.join(MANIFEST), kept(output)];
+    let Some(path) = places.into_iter().find(|p| small::size(p).is_some()) else { return Ok(None) };
+    let bytes = small::read(&path, MAX_MANIFEST)?;
+    let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) else { return Ok(None) };
+    let Ok(mut request) = Request::parse(&manifest.request.to_string()) else { return Ok(None) };
+    let Some(before) = request.reshard.as_mut() else { return Ok(None) };
+    let Some(last) = before.rank else { return Ok(None) };
+    if !before.holds(ask) {
+        before.earlier.push(last);
+        before.rank = Some(rank);
+    }
+    let same = apart_from_ranks(&request)? == apart_from_ranks(&plan.request)?;
+    Ok((same && manifest.source.digest == plan.catalog_digest).then_some((manifest, request)))
+}
+
+fn kept(output: &Path) -> PathBuf {
+    journal::folder(output).join(EARLIER)
+}
+
+fn apart_from_ranks(request: &Request) -> Result<Value> {
+    let mut request = request.clone();
+    if let Some(ask) = &mut request.reshard {
+        (ask.rank, ask.earlier) = (None, Vec::new());
+    }
+    serde_json::to_value(&request).map_err(|e| Error::internal(format!("cannot write JSON: {e}")))
+}
+
+/// Records what the manifest lists as done, then puts it aside.
+fn adopt(catalog: &Catalog, joined: &Plan, output: &Path, manifest: &Manifest) -> Result<()> {
+    let files: HashMap<&str, &File> = manifest.files.iter().map(|f| (&*f.path, f)).collect();
+    small::remove_folder(&journal::folder(output))?;
+    let begin = Begin { plan: joined.digest(), place: executor::place(catalog) };
+    let journal = Journal::open(output, Worker::ALONE, &begin)?;
+    for task in &joined.tasks {
+        if let Some(done) = done(catalog, task, output, &files) {
+            journal.done(done)?;
+        }
+    }
+    small::rename(&output.join(MANIFEST), &kept(output))
+}
+
+/// The record of a task whose outputs are all there, as the manifest has them.
+fn done(
+    catalog: &Catalog,
+    task: &Task,
+    output: &Path,
+    files: &HashMap<&str, &File>,
+) -> Option<DoneRecord> {
+    let mut outputs = Vec::with_capacity(task.outputs.len());
+    let mut mtimes_ns = Vec::with_capacity(task.outputs.len());
+    for planned in &task.outputs {
+        let file = files.get(&*planned.path).filter(|f| f.size == planned.size)?;
+        let (size, mtime) = small::size_and_mtime(&output.join(&planned.path))?;
+        if size != planned.size {
+            return None;
+        }
+        mtimes_ns.push(mtime);
+        outputs.push(DoneOutput {
+            path: planned.path.clone(),
+            size,
+            sha256: file.sha256.clone(),
+            tensors: file.tensors.iter().filter_map(|t| t.xxh3.clone()).collect(),
+            linked: file.linked,
+        });
+    }
+    Some(DoneRecord {
+        task: task.digest(),
+        sources: sources::current_stamps(catalog, task),
+        outputs,
+        mtimes_ns,
+        verified: Vec::new(),
+        reports: Vec::new(),
+    })
+}

@@ -99,6 +99,7 @@ def experts(
     catalog: Catalog,
     *,
     against: Catalog | None,
+    bias_only: bool,
     jobs: int,
     io: str,
     kernel: str | None,

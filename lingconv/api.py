@@ -303,6 +303,7 @@ def expert_weights(
     catalog: Catalog,
     *,
     against: Catalog | None = None,
+    bias_only: bool = False,
     jobs: int = 0,
     io: Literal["auto", "direct", "buffered"] = "auto",
     kernel: str | None = None,
@@ -311,12 +312,13 @@ def expert_weights(
     """Look at the weights of all experts and routers, in one pass; none of it is load.
 
     `against` holds the same weights in the other number format, FP8 or wide: then the error of
-    encoding is measured too.
+    encoding is measured too. With `bias_only` nothing is read but the biases of the routers.
     """
     with _core_errors():
         text = _core.experts(
             catalog._handle,
             against=None if against is None else against._handle,
+            bias_only=bias_only,
             jobs=jobs,
             io=io,
             kernel=kernel,

@@ -14,11 +14,12 @@ use crate::{blocking, errors};
 
 /// What the weights of experts and routers tell; JSON `lingconv.experts/1`.
 #[pyfunction]
-#[pyo3(signature = (catalog, *, against, jobs, io, kernel, tick))]
+#[pyo3(signature = (catalog, *, against, bias_only, jobs, io, kernel, tick))]
 pub fn experts(
     py: Python<'_>,
     catalog: &Catalog,
     against: Option<&Catalog>,
+    bias_only: bool,
     jobs: usize,
     io: &str,
     kernel: Option<&str>,
@@ -26,7 +27,7 @@ pub fn experts(
 ) -> PyResult<String> {
     let options = || -> Result<Options> {
         let (io, level) = (Mode::from_str(io)?, kernel_level(kernel)?);
-        Ok(Options { against: against.map(|a| &a.inner), jobs, io, level })
+        Ok(Options { against: against.map(|a| &a.inner), bias_only, jobs, io, level })
     };
     let options = options().map_err(|e| errors::to_py(py, &e))?;
     let progress = Progress::default();

@@ -36,7 +36,8 @@ def command(
 ) -> None:
     """Model, plan, digests, error of quantisation, expert load and its balance.
 
-    Reads headers, the manifest and LOADS. The page fetches nothing and runs no script.
+    Reads headers, the manifest, the routers' biases and LOADS. The page fetches nothing and runs no
+    script.
     """
     from lingconv import experts, report
     from lingconv.cli.convert import sibling

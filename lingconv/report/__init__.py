@@ -55,6 +55,7 @@ def render(folder: Path, loads: experts.Loads | None = None, *, state: Path | No
         pace = recall(state, folder, manifest.plan) if state else None
         view |= {"plan": _plan(manifest, pace), "digests": _digests(manifest)}
         view["errors"] = _errors(manifest.errors, catalog.tensors()) if manifest.errors else None
+    view["bias"] = _bias(catalog, found)
     if loads is not None:
         view |= _loads(folder, loads, found, manifest)
     return _drawn(view)
@@ -155,6 +156,15 @@ def _errors(errors: Sequence[TensorError], tensors: Sequence[Tensor]) -> dict[st
         by_role[(tensor and tensor.role) or "other"].append(error)
         layers[error.tensor] = tensor.layer if tensor else None
     return {"table": views.error_table(by_role), "map": views.error_map(by_role, layers)}
+
+
+def _bias(catalog: api.Catalog, found: Inspection) -> views.HeatMap | None:
+    """Pressure of the routers' biases, if the model has experts and biases."""
+    if not (found.known and found.experts):
+        return None
+    layers = api.expert_weights(catalog, bias_only=True).layers
+    biases = {layer.layer: layer.bias for layer in layers if layer.bias}
+    return views.bias_map(biases) if biases else None
 
 
 def _loads(

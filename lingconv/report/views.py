@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from lingconv.experts import Balance, Placement
+from lingconv.records import RouterBias
 from lingconv.report.manifest import TensorError
 
 SOUND_SQNR_DB = 30.5
@@ -124,8 +125,9 @@ def _load_level(load: float, mean: float) -> int:
     return 0 if load == 0 else 1 + sum(load >= step * mean for step in _LOAD_STEPS)
 
 
-def bias_map(pressure: Mapping[int, Sequence[float]]) -> HeatMap:
+def bias_map(biases: Mapping[int, RouterBias]) -> HeatMap:
     """Pressure of experts, by layer, against the standard deviation of all of them."""
+    pressure = {layer: bias.pressure for layer, bias in biases.items()}
     values = [value for row in pressure.values() for value in row]
     scale = (sum(value**2 for value in values) / len(values)) ** 0.5 or 1.0
     rows = [
@@ -138,6 +140,7 @@ def bias_map(pressure: Mapping[int, Sequence[float]]) -> HeatMap:
                 )
                 for expert, value in enumerate(row)
             ],
+            "all 0" if biases[layer].all_zero else f"{biases[layer].mean:+.3f}",
         )
         for layer, row in sorted(pressure.items())
     ]

@@ -33,6 +33,8 @@ const PER_CORE: usize = 2;
 pub struct Options<'a> {
     /// The same weights in the other number format, to measure the error of encoding.
     pub against: Option<&'a Catalog>,
+    /// Only the routers' biases, a few bytes a layer.
+    pub bias_only: bool,
     /// Tensors at a time; 0: two a core.
     pub jobs: usize,
     /// How bulk data moves.
@@ -82,7 +84,7 @@ pub fn examine(
             .at(catalog.root.path().join(CONFIG))
             .hint("describe the architecture with --arch FILE")
     })?;
-    let jobs = jobs(catalog, model);
+    let mut jobs = jobs(catalog, model);
     if !jobs.iter().any(|job| job.expert.is_some()) {
         return Err(Error::impossible(format!(
             "{} has no routed experts here",
@@ -90,6 +92,9 @@ pub fn examine(
         ))
         .at(catalog.root.path())
         .hint("see what it holds with `lingconv inspect --tree`"));
+    }
+    if options.bias_only {
+        jobs.retain(|job| job.role == Role::RouterBias);
     }
     let context = Context { catalog, options, progress };
     let bytes = jobs.iter().map(|job| context.bytes(job.tensor)).sum();

@@ -14,6 +14,7 @@ use crate::{blocking, errors};
 
 /// What the weights of experts and routers tell; JSON `lingconv.experts/1`.
 #[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]
 #[pyo3(signature = (catalog, *, against, bias_only, jobs, io, kernel, tick))]
 pub fn experts(
     py: Python<'_>,

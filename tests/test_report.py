@@ -174,6 +174,39 @@ def test_balance_is_that_of_place(folder: Path) -> None:
     ]
 
 
+def test_errors_of_fused_tensors(folder: Path) -> None:
+    """Ranks hold experts stacked; each has its own figures all the same, and each once."""
+    cut = ("--tp", "2", "--ep", "2", "--format", "fp8", "--report", "-o", "fused")
+    ran = answer("reshard", "model", *cut, cwd=folder)
+    succeed("report", "fused", cwd=folder)
+    page = parsed(folder / "fused-report.html")
+    manifest = json.loads((folder / "fused" / MANIFEST).read_text())
+    tensors = [t for file in manifest["files"] for t in file["tensors"] if "error" in t]
+    named = {t["from"]: t["error"] for t in tensors}
+    parts = {part["tensor"]: part["error"] for part in manifest["errors"]}
+    assert not set(named) & set(parts)
+    measured = {report.pop("tensor"): report for report in ran["reports"]}
+    for name, error in (named | parts).items():
+        assert error == {key: measured[name][key] for key in error}
+    assert set(named | parts) == set(measured)
+    least = min(
+        v["sqnr_db"]
+        for n, v in parts.items()
+        if ".layers.3." in n and "up_proj" in n and "shared" not in n
+    )
+    assert f"layer 3, expert.up: {least:.2f} dB" in page.titles("i")
+
+
+def test_linked_files_need_no_digest(folder: Path) -> None:
+    succeed("reshard", "model", "--target", "hf", "--pp", "2", "-o", "linked", cwd=folder)
+    succeed("report", "linked", cwd=folder)
+    manifest = json.loads((folder / "linked" / MANIFEST).read_text())
+    unknown = [file for file in manifest["files"] if "sha256" not in file]
+    assert unknown
+    text = "".join(parsed(folder / "linked-report.html").text)
+    assert text.count("not known: linked") == len(unknown)
+
+
 def test_the_order_of_the_files_is_judged(folder: Path) -> None:
     """An output that was cut with a map shows what the map did."""
     succeed(

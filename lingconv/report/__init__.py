@@ -142,7 +142,8 @@ def _value(value: Any) -> str:
 
 def _digests(manifest: Manifest) -> dict[str, Any]:
     columns = ("file", "bytes", "SHA-256")
-    rows = [[file.path, f"{file.size:,}", file.sha256] for file in manifest.files]
+    unknown = "not known: linked, read by nobody"
+    rows = [[file.path, f"{file.size:,}", file.sha256 or unknown] for file in manifest.files]
     text = "As the manifest has them; lingconv verify or sha256sum -c SHA256SUMS compares them."
     return {"text": text, "table": views.Table(columns, rows, ("bytes",), ("SHA-256",))}
 

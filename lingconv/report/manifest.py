@@ -16,11 +16,11 @@ _LARGEST = 2**30
 
 @dataclass(frozen=True)
 class File:
-    """A written file."""
+    """A written file; a linked one may have been hashed by nobody."""
 
     path: str
     size: int
-    sha256: str
+    sha256: str | None
 
 
 @dataclass(frozen=True)
@@ -82,23 +82,31 @@ def _built(data: dict[str, Any]) -> Manifest:
         plan=str(data["plan"]),
         source=str(data["source"]["digest"]),
         request=dict(data["request"]),
-        files=[File(str(f["path"]), int(f["size"]), str(f["sha256"])) for f in written],
-        errors=_errors(data["files"]),
+        files=[_file(entry) for entry in written],
+        errors=_errors(data["files"], data.get("errors", [])),
         dropped=len(data["dropped"]),
         warnings=[str(warning) for warning in data["warnings"]],
     )
 
 
-def _errors(files: list[dict[str, Any]]) -> list[TensorError]:
-    """Each once, though several ranks may hold a piece of the tensor."""
+def _file(entry: dict[str, Any]) -> File:
+    digest = entry.get("sha256")
+    return File(str(entry["path"]), int(entry["size"]), None if digest is None else str(digest))
+
+
+def _errors(files: list[dict[str, Any]], parts: list[dict[str, Any]]) -> list[TensorError]:
+    """Each once, though several ranks may hold a piece of the tensor.
+
+    `parts` are tensors of the source that became parts of larger ones.
+    """
+    measured = [(part["tensor"], part["error"]) for part in parts]
+    tensors = (tensor for file in files for tensor in file["tensors"])
+    measured += [(tensor["from"], tensor["error"]) for tensor in tensors if "error" in tensor]
     found: dict[str, TensorError] = {}
-    for tensor in (tensor for file in files for tensor in file["tensors"]):
-        error, source = tensor.get("error"), tensor.get("from")
-        if error is None or not isinstance(source, str):
-            continue
+    for source, error in measured:
         sqnr = error["sqnr_db"]
         found[source] = TensorError(
-            tensor=source,
+            tensor=str(source),
             sqnr_db=None if sqnr is None else float(sqnr),
             max_abs_error=float(error["max_abs_error"]),
             saturated=float(error["saturated"]),

@@ -1,6 +1,6 @@
 //! The manifest: what was written, from what, and the source's own headers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 
 use base64::Engine as _;
@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use super::attest::Verified;
 use super::executor::Run;
 use super::figures::Figures;
-use super::fold::DoneOutput;
+use super::fold::{DoneOutput, TensorReport};
 use super::hash::hex;
 use super::journal::{DoneRecord, State};
 use super::publish::UNSYNCED;
@@ -43,6 +43,9 @@ pub(super) struct Manifest<'a> {
     files: Vec<File<'a>>,
     sidecars: &'a [Sidecar],
     dropped: Vec<Dropped<'a>>,
+    /// Errors of source tensors that became parts of larger ones.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<PartError<'a>>,
     /// Files of other ranks that are still to come.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     expected: &'a [Expected],
@@ -102,12 +105,18 @@ struct Tensor<'a> {
     /// XXH3-128 of the bytes as stored; absent in a linked file.
     #[serde(skip_serializing_if = "Option::is_none")]
     xxh3: Option<&'a str>,
-    /// Source tensor and what was done with it.
+    /// Source tensor, the first of several, and what was done with it.
     from: &'a str,
     op: &'static str,
-    /// Error of encoding, if it was measured.
+    /// Error of encoding, if it was measured and there is one source.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<Figures>,
+}
+
+#[derive(Debug, Serialize)]
+struct PartError<'a> {
+    tensor: &'a str,
+    error: Figures,
 }
 
 #[derive(Debug, Serialize)]
@@ -123,7 +132,7 @@ impl<'a> Manifest<'a> {
         state: &'a State,
         verified: &'a [Verified],
     ) -> Result<Self> {
-        let mut files = Vec::new();
+        let (mut files, mut errors) = (Vec::new(), Vec::new());
         let known_by = run.options.links.origin.as_str();
         for (task, digest) in run.plan.tasks.iter().zip(&run.digests) {
             let (done, _) = state
@@ -134,6 +143,7 @@ impl<'a> Manifest<'a> {
             for (i, output) in task.outputs.iter().enumerate() {
                 files.push(file(output, &done.outputs[i], &origins, i, known_by)?);
             }
+            errors.extend(origins.parts);
         }
         let dropped = run
             .plan
@@ -156,14 +166,19 @@ impl<'a> Manifest<'a> {
             files,
             sidecars: &run.plan.sidecars,
             dropped: dropped.collect(),
+            errors,
             expected: &run.plan.expected,
             warnings,
         })
     }
 }
 
-/// For each tensor of each output of a task: its source's name and the operation.
-struct Origins<'a>(HashMap<(u32, u32), Origin<'a>>);
+struct Origins<'a> {
+    /// For each tensor of each output of a task: its source's name and the operation.
+    of: HashMap<(u32, u32), Origin<'a>>,
+    /// Errors that no single tensor of the outputs has.
+    parts: Vec<PartError<'a>>,
+}
 
 #[derive(Clone, Copy)]
 struct Origin<'a> {
@@ -182,14 +197,23 @@ impl<'a> Origins<'a> {
             let (op, error) = (step.op.name(), errors.get(&step.source).copied());
             for target in &step.targets {
                 let origin = Origin { from, op, error };
-                origins.entry((target.output, target.tensor)).or_insert(origin);
+                let known = origins.entry((target.output, target.tensor)).or_insert(origin);
+                known.error = known.error.filter(|_| known.from == from);
                 if let Some(scale) = target.scale {
                     let origin = Origin { error: None, ..origin };
                     origins.entry((target.output, scale)).or_insert(origin);
                 }
             }
         }
-        Self(origins)
+        let whole = origins.values().filter(|o| o.error.is_some()).map(|o| o.from);
+        let whole: HashSet<&str> = whole.collect();
+        let part = |report: &TensorReport| {
+            let tensor = &*run.catalog.tensor(report.source).name;
+            let error = Figures::from(&report.stats);
+            (!whole.contains(tensor)).then_some(PartError { tensor, error })
+        };
+        let parts = done.reports.iter().filter_map(part).collect();
+        Self { of: origins, parts }
     }
 }
 
@@ -204,7 +228,7 @@ fn file<'a>(
         return Err(Error::internal("the journal has other tensors than the plan").at(&output.path));
     }
     let tensors = output.tensors.iter().enumerate().map(|(i, entry)| {
-        let origin = origins.0.get(&(index as u32, i as u32)).copied();
+        let origin = origins.of.get(&(index as u32, i as u32)).copied();
         let empty = Origin { from: &entry.name, op: "copy", error: None };
         let Origin { from, op, error } = origin.unwrap_or(empty);
         Tensor {

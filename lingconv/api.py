@@ -137,8 +137,7 @@ class Plan:
     def explain(self, tensor: str) -> dict[str, Any]:
         """Where a tensor of the source or the output comes from and goes to."""
         with _core_errors():
-            found: dict[str, Any] = json.loads(self._handle.explain(self._catalog._handle, tensor))
-        return found
+            return dict(json.loads(self._handle.explain(self._catalog._handle, tensor)))
 
     def files(self) -> list[str]:
         """Paths, relative to the output, of all files but the manifest and the sums.
@@ -227,10 +226,8 @@ def run(
 def finish(catalog: Catalog, plan: Plan, output: StrPath) -> str:
     """Publish a run whose tasks are all recorded; `complete` or `already_complete`."""
     with _core_errors():
-        outcome: str = json.loads(_core.finish(catalog._handle, plan._handle, output=output))[
-            "outcome"
-        ]
-    return outcome
+        text = _core.finish(catalog._handle, plan._handle, output=output)
+    return str(json.loads(text)["outcome"])
 
 
 def status(catalog: Catalog, plan: Plan, output: StrPath) -> Status:
@@ -393,11 +390,17 @@ def fit(
     return build(Fit, data, rows=build_all(Split, data["rows"]))
 
 
+def held(source: StrPath | Plan) -> dict[str, Any]:
+    """What the files of each rank hold, by headers: of a plan, or of a folder that was written."""
+    with _core_errors():
+        text = source._handle.held() if isinstance(source, Plan) else _core.held(source)
+    return dict(json.loads(text))
+
+
 def target(text: str, *, installed: str | None = None) -> str:
     """Name of the profile that `NAME`, `ENGINE` or `ENGINE@VERSION` stands for."""
     with _core_errors():
-        name: str = json.loads(_core.target(text, installed))["name"]
-    return name
+        return str(json.loads(_core.target(text, installed))["name"])
 
 
 def presets() -> list[str]:

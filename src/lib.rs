@@ -32,6 +32,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(synth::presets, module)?)?;
     module.add_function(wrap_pyfunction!(env::dialects, module)?)?;
     module.add_function(wrap_pyfunction!(plan::target, module)?)?;
+    module.add_function(wrap_pyfunction!(plan::held, module)?)?;
     module.add_function(wrap_pyfunction!(fit::fit, module)?)?;
     module.add_function(wrap_pyfunction!(env::kernels, module)?)
 }

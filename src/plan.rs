@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use lingconv_core::exec::{budget, output};
 use lingconv_core::io::small;
+use lingconv_core::plan::reshard::held as ranks;
 use lingconv_core::plan::saved::SavedPlan;
 use lingconv_core::plan::{self, Request, explain, summary};
 use lingconv_core::run;
@@ -20,6 +21,12 @@ use crate::errors;
 pub fn target(py: Python<'_>, text: &str, installed: Option<&str>) -> PyResult<String> {
     let found = Target::named(text, installed).map_err(|e| errors::to_py(py, &e))?;
     Ok(json!({ "name": found.name, "engine": found.engine }).to_string())
+}
+
+/// What the files of each rank hold in a folder that `reshard` wrote, as JSON.
+#[pyfunction]
+pub fn held(py: Python<'_>, path: PathBuf) -> PyResult<String> {
+    detached(py, || errors::json(&ranks::written(&path)?))
 }
 
 /// What will be written, proved.
@@ -59,6 +66,11 @@ impl Plan {
     /// Where a tensor comes from and goes to, as JSON.
     fn explain(&self, py: Python<'_>, catalog: &Catalog, tensor: &str) -> PyResult<String> {
         detached(py, || errors::json(&explain::explain(&catalog.inner, &self.inner, tensor)?))
+    }
+
+    /// What the files of each rank will hold, as JSON.
+    fn held(&self, py: Python<'_>) -> PyResult<String> {
+        detached(py, || errors::json(&ranks::planned(&self.inner)?))
     }
 
     /// Text of the saved plan.

@@ -26,7 +26,7 @@ ALONE = {
     "click": {"cli"},
 }
 CLI_MAY_IMPORT = {"api", "cli", "config", "console", "errors", "hub", "progress", "records"}
-CLI_MAY_IMPORT |= {"experts", "outputs", "report", "runs", "signals", "units"}
+CLI_MAY_IMPORT |= {"experts", "outputs", "probing", "report", "runs", "signals", "units"}
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:

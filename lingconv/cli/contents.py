@@ -16,6 +16,7 @@ COMMANDS = {
     "quantize": "Turn BF16, F16 or F32 weights into FP8.",
     "dequantize": "Turn FP8 weights of any dialect into BF16.",
     "reshard": "Cut a checkpoint for TP × PP × EP, as an engine's ranks load it.",
+    "probe": "Ask an installed engine which tensors its ranks want, and compare.",
     "fit": "Which TP × PP × EP splits of a number of GPUs work, and what a rank holds.",
     "verify": "Compare a download with the digests that are known of it, offline.",
     "run": "Execute a saved plan, on one machine or several.",

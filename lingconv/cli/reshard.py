@@ -21,6 +21,7 @@ from lingconv.cli.options import (
     source_argument,
     text_of,
 )
+from lingconv.cli.probe import check, probe_options
 from lingconv.cli.session import Session
 from lingconv.cli.targets import take_target, target_options
 from lingconv.errors import usage_error
@@ -101,6 +102,7 @@ def _layers(text: str) -> list[int]:
     metavar="MAP",
     help="Reorder each layer's experts: a map as `lingconv experts place` writes it.",
 )
+@probe_options
 @encoding_options
 @arch_option
 @plan_options
@@ -115,6 +117,9 @@ def command(
     drop_mtp: bool,
     save: Path | None,
     explain: str | None,
+    probe: Path | None,
+    trust_remote_code: bool,
+    timeout: float,
     **options: Any,
 ) -> None:
     """Cuts a checkpoint so that every rank reads only its own bytes; each source byte is read once.
@@ -126,6 +131,9 @@ def command(
     the same; a map that would let the router reach other experts is refused. MAP counts experts as
     the original does. Cutting such a folder again keeps the order, and only the same map can be
     given again; --target hf with one stage puts the original together.
+
+    --probe asks the engine itself whether it wants what will be written, as `lingconv probe` does;
+    if not, nothing is written and the exit code is 3.
     """
     from lingconv.api import Request, Reshard
     from lingconv.cli.convert import convert, prepare
@@ -159,6 +167,9 @@ def command(
     encoding = take_encoding(options)
     request = Request("reshard", layout, drop_mtp=drop_mtp, **encoding, **options)
     job = prepare(source, request, run)
+    if probe is not None:
+        engine = {"trust_remote_code": trust_remote_code, "timeout": timeout}
+        check(session, job, probe, **engine)
     if listed is not None:
         _list_files(session, job)
     else:

@@ -2,13 +2,15 @@
 
 It runs in vLLM's environment, so it imports nothing of lingconv and only what vLLM itself needs.
 REQUEST is a JSON file: `folders` (one with config.json for each pipeline stage), `tp`, `pp`, `ep`,
-`layers` (of each stage, or null for vLLM's own choice), `load_format`, `trust_remote_code`.
+`layers` (of each stage, or null for vLLM's own choice), `ranks` (pairs of pp and tp to ask for),
+`load_format`, `trust_remote_code`.
 ANSWER is one, too: `version`, `platform`, `stand_ins`, and `ranks`, a list of `pp`, `tp` and
 `tensors`: by name the dtype as safetensors spells it and the shape. Or `failure` (a word) and
 `error`.
 
-Models are built without memory (on torch's meta device), a rank after another, in groups that only
-pretend to have other members: the constructors read sizes and ranks, they do not communicate.
+Models are built without memory for weights (on torch's meta device), a rank after another, in
+groups that only pretend to have other members: constructors read sizes and ranks, they do not
+communicate.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +44,8 @@ DTYPES = {
 # Configuration classes that neither vLLM nor transformers has. A bare one is enough to build the
 # model, and runs no code of the checkpoint.
 BARE_CONFIGS = ("bailing_moe",)
+# Elements of the largest tensor that gets memory.
+SMALL = 1 << 16
 # For what vLLM reads at import.
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -72,6 +77,7 @@ def engine_config(request: dict[str, Any], folder: str) -> Any:
     return EngineArgs(
         model=folder,
         skip_tokenizer_init=True,
+        model_impl="vllm",
         trust_remote_code=request["trust_remote_code"],
         dtype="bfloat16",
         load_format=request["load_format"],
@@ -149,15 +155,37 @@ def current(config: Any) -> Iterator[None]:
         torch.set_default_dtype(previous)
 
 
-def build(config: Any, device: str) -> torch.nn.Module:
-    """The model of this rank, its weights not loaded."""
+def build(config: Any, *, weightless: bool) -> torch.nn.Module:
+    """The model of this rank, its weights not loaded; if `weightless` without memory for them."""
+    from torch.overrides import TorchFunctionMode
     from vllm.model_executor.model_loader.utils import initialize_model
 
     import torch
 
-    with torch.device(device):
+    makers = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
+
+    class Weightless(TorchFunctionMode):  # type: ignore[misc]
+        """Puts large tensors on the meta device. Small ones are real: some are looked at."""
+
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            kwargs = kwargs or {}
+            if func in makers and elements(args, kwargs) > SMALL:
+                kwargs = kwargs | {"device": "meta"}
+            return func(*args, **kwargs)
+
+    with torch.device("cpu"), Weightless() if weightless else nullcontext():
         model: torch.nn.Module = initialize_model(vllm_config=config)
     return model
+
+
+def elements(args: Any, kwargs: dict[str, Any]) -> int:
+    """How many elements a call such as `torch.empty(2, 3)` or `torch.empty((2, 3))` makes."""
+    size = kwargs.get("size", args)
+    while len(size) > 0 and not isinstance(size[0], int):
+        size = size[0]
+    return prod(n for n in size if isinstance(n, int))
 
 
 def filtered(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -228,21 +256,33 @@ def forked(work: Any, *arguments: Any) -> Any:
     return answer
 
 
+def unknown_architecture(folder: str) -> str:
+    """What vLLM has no class for; empty if it has one."""
+    from vllm import ModelRegistry
+
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    names = config.get("architectures") or []
+    known = set(ModelRegistry.get_supported_archs())
+    return "" if known & set(names) else ", ".join(map(str, names)) or "none is named"
+
+
 def rank_wants(request: dict[str, Any], config: Any, rank: int) -> dict[str, list[Any]]:
     """What one rank wants, in this process."""
     with current(config):
         pretend_groups(request["tp"], request["pp"], rank)
-        return wanted(build(config, "meta"))
+        return wanted(build(config, weightless=True))
 
 
 def probe(request: dict[str, Any]) -> dict[str, Any]:
     """The answer to a request."""
-    prepare()
     try:
+        prepare()
         import vllm
         from vllm.platforms import current_platform
     except ImportError as error:
         return {"failure": "no_engine", "error": str(error)}
+    if failure := unknown_architecture(request["folders"][0]):
+        return {"version": vllm.__version__, "failure": "architecture", "error": failure}
     answer: dict[str, Any] = {"version": vllm.__version__, "platform": current_platform.device_name}
     try:
         configs = {folder: engine_config(request, folder) for folder in set(request["folders"])}
@@ -252,10 +292,10 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
     if any(c.model_config.quantization == "fp8" for c in configs.values()):
         answer["stand_ins"] = stand_in_kernels()
     answer["ranks"] = []
-    for rank in range(request["tp"] * request["pp"]):
-        pp, tp = divmod(rank, request["tp"])
+    for pp, tp in request["ranks"]:
+        config = configs[request["folders"][pp]]
         try:
-            tensors = forked(rank_wants, request, configs[request["folders"][pp]], rank)
+            tensors = forked(rank_wants, request, config, pp * request["tp"] + tp)
         except RuntimeError as error:
             where = f"rank pp{pp}, tp{tp}"
             return answer | {"failure": "build", "error": f"{where}: {error}"}
@@ -265,8 +305,11 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> None:
     """Answer the request in the file of the first argument in the file of the second."""
-    request = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
-    Path(arguments[1]).write_text(json.dumps(probe(request)), encoding="utf-8")
+    request, answer = (Path(argument) for argument in arguments)
+    # If vLLM ends the process, this tells that it was a Python.
+    answer.write_text(json.dumps({"failure": "died", "error": "no answer"}), encoding="utf-8")
+    found = probe(json.loads(request.read_text(encoding="utf-8")))
+    answer.write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

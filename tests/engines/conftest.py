@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import support
 from lingconv.reference import Tensor
 from lingconv.reference.storage import read_config
 from support import rebuilt, succeed
+
+# An engine takes a while to start.
+support.TIMEOUT = 900
 
 
 def widened(tensors: dict[str, Tensor]) -> None:

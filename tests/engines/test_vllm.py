@@ -33,8 +33,8 @@ LAYOUTS = {
 }
 OLD = VERSION.startswith("0.11.")
 FORMATS = ["bf16"] if OLD else ["bf16", "fp8"]
-if OLD:
-    LAYOUTS = {name: sizes for name, sizes in LAYOUTS.items() if sizes[2] == 1}
+if OLD:  # it does not replicate KV heads, and reshard refuses that
+    del LAYOUTS["tp4-ep"]
 CASES = [f"{kind}-{layout}" for kind in FORMATS for layout in LAYOUTS]
 MUTATED = CASES[-1]
 # The rank whose files are changed, and one that holds another KV head.

@@ -113,7 +113,7 @@ def run_rank(request: dict[str, Any], config: Any, rank: int, port: int, answer:
     try:
         with vllm_probe.current(config):
             connect(request["tp"], request["pp"], rank, port)
-            model = vllm_probe.build(config, "cpu")
+            model = vllm_probe.build(config, weightless=False)
             fill(model.parameters(), POISON)
             load(model, config, "auto", request["original"])
             expected = digests(model)

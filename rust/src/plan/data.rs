@@ -141,13 +141,13 @@ pub struct Fill {
     /// Bytes, up to the tensor's end.
     pub bytes: u64,
     /// Repeated.
-    pub word: [u8; 4],
+    pub pattern: Vec<u8>,
 }
 
 impl Fill {
     /// The bytes.
     pub fn content(&self) -> Vec<u8> {
-        self.word.iter().copied().cycle().take(self.bytes as usize).collect()
+        self.pattern.iter().copied().cycle().take(self.bytes as usize).collect()
     }
 }
 

@@ -30,7 +30,7 @@ use crate::target::Form;
 use crate::transform::Op;
 
 /// Longest manifest that is read; that of Ling-1T for 32 ranks has some 30 MB.
-const MAX_MANIFEST: u64 = 1 << 30;
+pub(in crate::plan) const MAX_MANIFEST: u64 = 1 << 30;
 
 #[derive(Deserialize)]
 struct Glance {

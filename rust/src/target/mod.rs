@@ -31,6 +31,9 @@
 //!
 //! [[architecture]]
 //! name = "ExampleForCausalLM"          # as in data/architectures
+//! kv_replication = true                # false: the engine takes no more ranks than KV heads
+//! expert_map = "model.layers.{layer}.mlp.experts.expert_map"   # with expert parallelism: I32
+//!                                      # [experts], an expert's position on its rank, or -1
 //!
 //! [[architecture.tensor]]              # roles that are not listed keep their names
 //! roles = ["mlp.gate", "mlp.up"]       # several: one after another, row by row
@@ -157,6 +160,10 @@ const ON_EVERY_NODE: &str = "/path/on/every/node";
 #[serde(deny_unknown_fields)]
 pub struct Rules {
     name: String,
+    /// Whether KV heads are replicated where there are more ranks than heads.
+    #[serde(default = "yes")]
+    pub kv_replication: bool,
+    expert_map: Option<String>,
     #[serde(default)]
     tensor: Vec<TensorRule>,
     /// Scalars that no checkpoint holds.
@@ -197,6 +204,10 @@ pub struct Place {
     pub stack: bool,
     /// Element type that the source is widened to.
     pub dtype: Option<Dtype>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn one() -> u64 {
@@ -345,6 +356,11 @@ impl Layout {
 }
 
 impl Rules {
+    /// Name in `layer` of the tensor that says where each expert lies, if the engine wants one.
+    pub fn expert_map(&self, layer: u32) -> Option<String> {
+        self.expert_map.as_ref().map(|name| in_layer(name, Some(layer)))
+    }
+
     /// Whether tensors of `role` lie with those of another role in one tensor.
     pub fn fuses(&self, role: Role) -> bool {
         self.tensor.iter().any(|r| r.roles.len() > 1 && r.roles.contains(&role))

@@ -22,6 +22,12 @@ impl Target {
         Self::builtins().find(|t| t.name == name)
     }
 
+    /// The text of the built-in target of that name.
+    pub fn builtin_text(name: &str) -> Option<&'static str> {
+        let named = |text: &str| Self::parse(text).is_ok_and(|t| t.name == name);
+        BUILTIN.iter().find(|text| named(text)).copied()
+    }
+
     /// The target that `text` names: a profile by its name, or an engine with or without
     /// `@VERSION`; without, that of the version `installed` here.
     ///

@@ -7,7 +7,7 @@ use crate::catalog::Tensor;
 use crate::companion::{is_scale, weight_of};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::model::{Placed, Role};
+use crate::model::{LayerKind, Placed, Role};
 use crate::numeric::Encoding;
 use crate::plan::select::Choice;
 use crate::transform::{Op, float_of};
@@ -40,8 +40,17 @@ pub(super) struct Fused<'a> {
     pub stack: bool,
     /// Name and encoding of the scales that encoding makes.
     pub encoded: Option<(String, Encoding)>,
-    /// Value of a scalar that no source holds.
-    pub constant: Option<f32>,
+    /// What it holds if no source holds it.
+    pub constant: Option<Constant>,
+}
+
+/// What no checkpoint holds.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Constant {
+    /// An F32 scalar.
+    Scalar(f32),
+    /// For each expert its position on the rank, or -1: I32 [experts].
+    ExpertMap,
 }
 
 /// All output tensors by group and name.
@@ -63,12 +72,24 @@ pub(super) fn gather<'a>(context: &'a Context, choices: Option<&[Choice]>) -> Re
             fused.settle(context).map_err(|e| e.tensor(name))?;
         }
         if let Group::Layer(layer) = *group {
-            for constant in context.rules.iter().flat_map(|r| &r.constant) {
-                tensors.insert(constant.name(layer), Fused::constant(constant.value));
-            }
+            tensors.extend(constants(context, layer));
         }
     }
     Ok(gathered)
+}
+
+/// What `layer` has that no source holds, by name.
+fn constants<'a>(context: &Context, layer: u32) -> BTreeMap<String, Fused<'a>> {
+    let Some(rules) = context.rules else { return BTreeMap::new() };
+    let scalar = |c: &crate::target::Constant| {
+        (c.name(layer), Fused::constant(Dtype::F32, Constant::Scalar(c.value)))
+    };
+    let mut found: BTreeMap<_, _> = rules.constant.iter().map(scalar).collect();
+    let placed = context.ask.ep > 1 && context.model.layer_kind(layer) == Some(LayerKind::Moe);
+    if let Some(name) = rules.expert_map(layer).filter(|_| placed) {
+        found.insert(name, Fused::constant(Dtype::I32, Constant::ExpertMap));
+    }
+    found
 }
 
 impl<'a> Gathered<'a> {
@@ -163,9 +184,8 @@ fn operation(
 }
 
 impl Fused<'_> {
-    fn constant(value: f32) -> Self {
-        let members = Vec::new();
-        Self { members, dtype: Dtype::F32, stack: false, encoded: None, constant: Some(value) }
+    fn constant(dtype: Dtype, value: Constant) -> Self {
+        Self { members: Vec::new(), dtype, stack: false, encoded: None, constant: Some(value) }
     }
 
     /// Brings the members into order and checks that none is missing.

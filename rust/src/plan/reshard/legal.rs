@@ -80,6 +80,19 @@ impl<'a> Cuts<'a> {
         0..self.split.tp
     }
 
+    /// Number of routed experts.
+    pub(super) fn experts(&self) -> u64 {
+        u64::from(self.split.model.experts())
+    }
+
+    /// For each expert its position among those of `rank`, or -1, as stored I32.
+    pub(super) fn expert_map(&self, rank: u32) -> Vec<u8> {
+        let Split { model, ep, .. } = self.split;
+        let own = experts_of(model.experts(), ep, rank);
+        let position = |e| if own.contains(&e) { (e - own.start).cast_signed() } else { -1 };
+        (0..model.experts()).flat_map(|e| position(e).to_le_bytes()).collect()
+    }
+
     fn stored(&self, member: &Member) -> &'a [u64] {
         &self.context.catalog.tensor(member.source).shape
     }
@@ -256,6 +269,12 @@ fn problem(split: &Split, rule: &TensorRule, shape: &[u64], fp8: bool) -> Option
     let whole = split.whole_experts(rule);
     if !whole && let Some(why) = uneven(rule.tp, (rows, cols), split.heads, tp) {
         return Some(why);
+    }
+    let kv = split.heads.map(|h| h.kv).filter(|kv| *kv < tp);
+    let copied = matches!(rule.tp, Axis::Qkv | Axis::Kv) && kv.is_some();
+    if copied && split.rules.is_some_and(|r| !r.kv_replication) {
+        let heads = kv.unwrap_or_default();
+        return Some(format!("{heads} KV heads / {tp}, and the engine does not replicate them"));
     }
     let divisor = if whole { 1 } else { tp };
     let (side, what) = match rule.tp {

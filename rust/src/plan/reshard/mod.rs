@@ -7,11 +7,13 @@
 //! - `tasks`: parts of at most one layer, each source tensor read once for all ranks
 //! - `notes`: launch lines and `LINGCONV.md`
 //! - `stages`: targets that keep the original's shards and names
+//! - [`held`]: what each rank finds in its files
 //! - [`fit`](mod@fit): which splits of a number of GPUs work
 
 mod experts;
 pub mod fit;
 mod gather;
+pub mod held;
 mod legal;
 mod notes;
 mod request;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::gather::{Fused, Gathered, Group, Member};
+use super::gather::{Constant, Fused, Gathered, Group, Member};
 use super::legal::Cuts;
 use super::request::Share;
 use super::{Context, Work};
@@ -170,15 +170,19 @@ fn step(
 fn fills(rows: &[Row], entries: &[Entry], cuts: &Cuts, rank: u32) -> Vec<Fill> {
     let mut fills = Vec::new();
     for (tensor, (row, entry)) in rows.iter().zip(entries).enumerate() {
-        let fill = |bytes, word| Fill { tensor: tensor as u32, bytes, word };
-        if let Some(value) = row.unit.1.constant {
-            fills.push(fill(entry.bytes(), value.to_le_bytes()));
+        let fill = |bytes, pattern| Fill { tensor: tensor as u32, bytes, pattern };
+        if let Some(constant) = row.unit.1.constant {
+            let pattern = match constant {
+                Constant::Scalar(value) => value.to_le_bytes().to_vec(),
+                Constant::ExpertMap => cuts.expert_map(rank),
+            };
+            fills.push(fill(entry.bytes(), pattern));
             continue;
         }
         let missing: u64 = row.unit.1.members.iter().map(|m| cuts.padding(m, rank)).sum();
         if missing > 0 && !row.scales {
             let width = entry.bytes() / entry.shape.first().copied().unwrap_or(1).max(1);
-            fills.push(fill(missing * width, [0; 4]));
+            fills.push(fill(missing * width, vec![0]));
         }
     }
     fills
@@ -226,8 +230,10 @@ fn rows_of<'a>(unit: Unit<'a>, cuts: &Cuts) -> Vec<Row<'a>> {
 
 /// Shape of an output tensor for `rank`; with `grid`, of its scales.
 fn shape(fused: &Fused, cuts: &Cuts, rank: u32, grid: Option<Grid>) -> Vec<u64> {
-    if fused.constant.is_some() {
-        return Vec::new();
+    match fused.constant {
+        Some(Constant::Scalar(_)) => return Vec::new(),
+        Some(Constant::ExpertMap) => return vec![cuts.experts()],
+        None => {}
     }
     let (mut rows, mut cols, mut experts) = (0, 0, 0);
     let mut last = None;

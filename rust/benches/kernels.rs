@@ -10,6 +10,7 @@ use divan::{Bencher, black_box};
 use lingconv_core::dialect::{Dialect, ScaleKind};
 use lingconv_core::dtype::Dtype;
 use lingconv_core::exec::hash::Xxh3;
+use lingconv_core::exec::sha256::Stream;
 use lingconv_core::numeric::{
     Arith, Encoding, Float, Level, SCAN_PAGE, Scratch, Tile, cast_to_bf16, decode, encode,
     f32_to_bf16, measure, prove, scan,
@@ -177,21 +178,29 @@ fn cast_f32(bencher: Bencher, level: &str) {
     });
 }
 
-/// One stream, in the pieces that a verification reads.
-#[divan::bench(args = ["sha256", "xxh3"], sample_count = 5)]
+/// One stream, or the halves of it as two, in the pieces that a verification reads.
+#[divan::bench(args = ["sha256", "sha256_two", "xxh3"], sample_count = 5)]
 fn digest(bencher: Bencher, algorithm: &str) {
     let pieces = || MATRIX.bf16.chunks(1 << 20);
     let bencher = bencher.counter(BytesCount::new(MATRIX.bf16.len()));
     match algorithm {
         "sha256" => bencher.bench_local(|| {
-            pieces()
-                .fold(Sha256::new(), |hash, piece| hash.chain_update(black_box(piece)))
-                .finalize()
+            let hash =
+                pieces().fold(Sha256::new(), |hash, piece| hash.chain_update(black_box(piece)));
+            black_box(hash.finalize());
+        }),
+        "sha256_two" => bencher.bench_local(|| {
+            let (mut one, mut other) = (Stream::default(), Stream::default());
+            let (first, second) = MATRIX.bf16.split_at(MATRIX.bf16.len() / 2);
+            for (a, b) in first.chunks(1 << 20).zip(second.chunks(1 << 20)) {
+                Stream::update_two((&mut one, black_box(a)), (&mut other, black_box(b)));
+            }
+            black_box((one.finish(), other.finish()));
         }),
         _ => bencher.bench_local(|| {
             let mut hash = Xxh3::default();
             pieces().for_each(|piece| hash.update(black_box(piece)));
-            hash.digest()
+            black_box(hash.digest());
         }),
     }
 }

@@ -9,7 +9,7 @@
 //! - [`journal`]: what has been done; [`output`]: the folder and what is found in it
 //! - [`publish`], `manifest`: the small files, the manifest last; [`figures`]: errors of encoding
 //! - [`attest`]: digests of source files in the same pass
-//! - [`hash`]: digests whose state can be journaled; [`progress`]: counters and the stop flag
+//! - [`hash`]: digests whose state can be journaled; [`sha256`]: two at once; [`progress`]: counters and the stop flag
 
 pub mod attest;
 pub mod budget;
@@ -26,6 +26,7 @@ mod pipeline;
 pub mod progress;
 pub mod publish;
 pub mod replay;
+pub mod sha256;
 pub mod share;
 pub mod sink;
 mod slot;

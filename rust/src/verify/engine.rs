@@ -1,6 +1,6 @@
 //! The verification itself: which files there should be, how large, with which bytes.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use super::cut::Cut;
 use super::digests::{self, Expected, Truth};
 use super::findings::{Category, Finding, Report, UsedTruth, Verdict};
-use super::reading::{FileJob, Reading, read_file};
+use super::reading::{FileJob, Pass, Reading, read_files};
 use super::remake::Remake;
 use super::selection::{Selection, Subset};
 use super::state::SavedState;
@@ -45,7 +45,7 @@ pub struct Options {
     pub strict: bool,
     /// A config.json that is not the published one is a note.
     pub allow_config_edits: bool,
-    /// Files at a time; 0: one a core.
+    /// Threads that take what is read, each of two files at a time; 0: one a core.
     pub jobs: usize,
     /// How bulk data moves.
     pub io: Mode,
@@ -244,14 +244,14 @@ impl Verification<'_> {
             self.jobs(sound).into_iter().partition(|job| self.is_remade(&job.name));
         let total = plain.iter().map(|j| j.size).sum();
         progress.total.store(total, Ordering::Relaxed);
-        let mut reading = self.read_plain(plain.into(), progress)?;
+        let mut reading = self.read_plain(&plain, progress)?;
         if let Some(remake) = &self.options.remake {
             reading.merge(remake.compare(&self.root, remade, self.options, progress)?);
         }
         Ok(reading)
     }
 
-    fn read_plain(&self, jobs: VecDeque<FileJob>, progress: &Progress) -> Result<Reading> {
+    fn read_plain(&self, jobs: &[FileJob], progress: &Progress) -> Result<Reading> {
         let saved = match &self.options.state {
             Some(state) => Some(SavedState::open(state, self.root.path(), self.options.fresh)?),
             None => None,
@@ -260,25 +260,20 @@ impl Verification<'_> {
             0 => std::thread::available_parallelism().map_or(2, usize::from),
             jobs => jobs,
         };
-        let (queue, reading) = (Mutex::new(jobs), Mutex::new(Reading::default()));
-        let work = || -> Result<()> {
-            while !progress.stopped() {
-                let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                let Some(job) = next else { return Ok(()) };
-                let one = read_file(&self.root, &job, self.options.io, saved.as_ref(), progress)?;
-                reading.lock().unwrap_or_else(PoisonError::into_inner).merge(one);
-            }
-            Err(Error::cancelled())
-        };
+        let pass = Pass { root: &self.root, io: self.options.io, saved: saved.as_ref(), progress };
+        let queue = Mutex::new(jobs.iter());
+        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
         std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            let workers: Vec<_> =
+                (0..threads).map(|_| scope.spawn(|| read_files(pass, next))).collect();
             let joined: Vec<_> =
                 workers.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
-            joined.into_iter().try_for_each(|r| {
-                r.unwrap_or_else(|_| Err(Error::internal("a reading thread panicked")))
-            })
-        })?;
-        Ok(reading.into_inner().unwrap_or_else(PoisonError::into_inner))
+            let mut reading = Reading::default();
+            for one in joined {
+                reading.merge(one.map_err(|_| Error::internal("a reading thread panicked"))??);
+            }
+            Ok(reading)
+        })
     }
 
     fn report(mut self, reading: Reading, selected: &dyn Fn(&str) -> bool) -> Report {

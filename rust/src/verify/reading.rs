@@ -1,12 +1,15 @@
-//! One pass over the bytes of one file for everything that needs them.
+//! One pass over the bytes of each file for everything that needs them, two files at a time.
 //!
-//! A thread of its own reads ahead, so that the disk and the hash never wait for one another.
+//! For each file a thread of its own reads ahead, so that the disk and the hash never wait for one
+//! another. One thread takes what they read: two SHA-256 at once cost little more than one.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{Scope, ScopedJoinHandle};
 
 use sha1::Sha1;
-use sha2::{Digest, Sha256};
+use sha2::Digest;
 
 use super::content::FileScan;
 use super::digests::{Algorithm, FileDigest, TensorDigest, git_blob_header};
@@ -16,6 +19,7 @@ use super::structure::Shard;
 use crate::error::{Error, Kind, Result};
 use crate::exec::Progress;
 use crate::exec::hash::hex;
+use crate::exec::sha256::Stream;
 use crate::io::{AlignedBuf, Mode, Root, SourceFile};
 
 /// Bytes read at a time: small enough to be hashed out of the cache.
@@ -64,18 +68,18 @@ impl Reading {
 /// The digests of a file that somebody asked for.
 #[derive(Default)]
 struct Hashes {
-    sha256: Option<Sha256>,
+    sha256: Option<Stream>,
     git: Option<Sha1>,
     blake3: Option<Box<blake3::Hasher>>,
 }
 
 impl Hashes {
     fn new(job: &FileJob) -> Self {
-        let sha256 = job.sum.then(Sha256::new);
+        let sha256 = job.sum.then(Stream::default);
         let mut hashes = Self { sha256, ..Self::default() };
         for digest in &job.digests {
             match digest.algorithm {
-                Algorithm::Sha256 => hashes.sha256 = Some(Sha256::new()),
+                Algorithm::Sha256 => hashes.sha256 = Some(Stream::default()),
                 Algorithm::GitBlobSha1 => {
                     hashes.git = Some(Sha1::new_with_prefix(git_blob_header(job.size)));
                 }
@@ -85,10 +89,8 @@ impl Hashes {
         hashes
     }
 
-    fn update(&mut self, bytes: &[u8]) {
-        if let Some(hash) = &mut self.sha256 {
-            hash.update(bytes);
-        }
+    /// Takes bytes for all but SHA-256, which [`Lane::step`] makes for two files at once.
+    fn update_others(&mut self, bytes: &[u8]) {
         if let Some(hash) = &mut self.git {
             hash.update(bytes);
         }
@@ -99,64 +101,162 @@ impl Hashes {
 
     fn finish(self) -> Remembered {
         Remembered {
-            sha256: self.sha256.map(|h| hex(&h.finalize())),
+            sha256: self.sha256.map(|h| hex(&h.finish())),
             git: self.git.map(|h| hex(&h.finalize())),
             blake3: self.blake3.map(|h| h.finalize().to_hex().to_string()),
         }
     }
 }
 
-/// Reads one file, or takes over what an earlier run remembered of it.
-pub(super) fn read_file(
-    root: &Root,
-    job: &FileJob,
-    io: Mode,
-    saved: Option<&SavedState>,
-    progress: &Progress,
+/// What all files of a run have in common.
+#[derive(Clone, Copy)]
+pub(super) struct Pass<'a> {
+    pub root: &'a Root,
+    pub io: Mode,
+    pub saved: Option<&'a SavedState>,
+    pub progress: &'a Progress,
+}
+
+/// Reads the files that `next` hands out, two at a time, until there are no more.
+pub(super) fn read_files<'j>(
+    pass: Pass,
+    next: impl Fn() -> Option<&'j FileJob<'j>>,
 ) -> Result<Reading> {
     let mut reading = Reading::default();
-    let file = match SourceFile::open(root, &job.name, io) {
-        Ok(file) => file,
-        Err(error) => {
-            reading.findings.push(Finding::failure(Category::Unreadable, &job.name, error.message));
-            return Ok(reading);
+    std::thread::scope(|scope| {
+        let mut lanes: [Option<Lane>; 2] = [None, None];
+        loop {
+            for lane in lanes.iter_mut().filter(|lane| lane.is_none()) {
+                *lane = open_next(pass, scope, &next, &mut reading)?;
+            }
+            if lanes.iter().all(Option::is_none) {
+                return if pass.progress.stopped() { Err(Error::cancelled()) } else { Ok(()) };
+            }
+            Lane::step(&mut lanes, pass.progress);
+            for lane in &mut lanes {
+                if let Some(ended) = lane.take_if(|lane| lane.chunk.is_none()) {
+                    reading.merge(ended.finish(pass)?);
+                }
+            }
         }
-    };
-    let key = saved.map(|_| Key::of(&job.name, &file)).transpose()?;
-    let known = saved.zip(key.as_ref()).and_then(|(s, k)| s.find(k, job.content));
-    if let Some(known) =
-        known.filter(|k| k.answers(&job.digests) && (k.sha256.is_some() || !job.sum))
-    {
-        progress.add_resumed(job.size);
-        reading.resumed = 1;
-        compare(job, &known, &mut reading, false);
-        return Ok(reading);
-    }
-    progress.begin(&job.name);
-    let mut hashes = Hashes::new(job);
-    let mut scan = FileScan::new(&job.name, job.shard, &job.tensors, job.content);
-    let streamed = stream(&file, job.size, progress, |bytes| {
-        hashes.update(bytes);
-        scan.update(bytes);
-    });
-    progress.end(&job.name);
-    match streamed {
-        Err(error) if error.kind == Kind::Cancelled => return Err(error),
-        Err(error) => {
-            reading.findings.push(Finding::failure(Category::Unreadable, &job.name, error.message));
-            return Ok(reading);
-        }
-        Ok(()) => reading.bytes = job.size,
-    }
-    let found = hashes.finish();
-    let clean = scan.findings.is_empty();
-    let tensor_named = scan.findings.iter().any(|f| f.category == Category::Checksum);
-    reading.findings.append(&mut scan.findings);
-    compare(job, &found, &mut reading, tensor_named);
-    if let (Some(saved), Some(key), true) = (saved, key, clean) {
-        saved.remember(key, &found, job.content)?;
-    }
+    })?;
     Ok(reading)
+}
+
+/// Opens the next file of which an earlier run remembers nothing.
+fn open_next<'s, 'j: 's>(
+    pass: Pass<'s>,
+    scope: &'s Scope<'s, '_>,
+    next: &impl Fn() -> Option<&'j FileJob<'j>>,
+    reading: &mut Reading,
+) -> Result<Option<Lane<'s, 'j>>> {
+    while let Some(job) = next().filter(|_| !pass.progress.stopped()) {
+        let file = match SourceFile::open(pass.root, &job.name, pass.io) {
+            Ok(file) => file,
+            Err(error) => {
+                let finding = Finding::failure(Category::Unreadable, &job.name, error.message);
+                reading.findings.push(finding);
+                continue;
+            }
+        };
+        let key = pass.saved.map(|_| Key::of(&job.name, &file)).transpose()?;
+        let known = pass.saved.zip(key.as_ref()).and_then(|(s, k)| s.find(k, job.content));
+        let answers = |k: &Remembered| k.answers(&job.digests) && (k.sha256.is_some() || !job.sum);
+        if let Some(known) = known.filter(answers) {
+            pass.progress.add_resumed(job.size);
+            reading.resumed += 1;
+            compare(job, &known, reading, false);
+            continue;
+        }
+        return Ok(Some(Lane::open(pass, scope, job, file, key)));
+    }
+    Ok(None)
+}
+
+/// Bytes of a file, as its reader hands them over.
+type Chunk = (AlignedBuf, Range<usize>);
+
+/// A file that is being read.
+struct Lane<'s, 'j> {
+    job: &'j FileJob<'j>,
+    key: Option<Key>,
+    hashes: Hashes,
+    scan: FileScan<'j>,
+    full: Receiver<Chunk>,
+    free: SyncSender<AlignedBuf>,
+    /// `None` at the end of the file, or of reading it.
+    chunk: Option<Chunk>,
+    reader: ScopedJoinHandle<'s, Result<()>>,
+}
+
+impl<'s, 'j> Lane<'s, 'j> {
+    fn open(
+        pass: Pass<'s>,
+        scope: &'s Scope<'s, '_>,
+        job: &'j FileJob<'j>,
+        file: SourceFile,
+        key: Option<Key>,
+    ) -> Self {
+        let (full_in, full) = sync_channel(AHEAD);
+        let (free, free_out) = sync_channel(AHEAD);
+        for _ in 0..AHEAD {
+            let _ = free.send(AlignedBuf::default());
+        }
+        pass.progress.begin(&job.name);
+        let (size, progress) = (job.size, pass.progress);
+        let reader = scope.spawn(move || read_ahead(&file, size, progress, &free_out, &full_in));
+        let scan = FileScan::new(&job.name, job.shard, &job.tensors, job.content);
+        Self { job, key, hashes: Hashes::new(job), scan, full, free, chunk: None, reader }
+    }
+
+    /// Waits for the next bytes of each file, and takes them.
+    fn step(lanes: &mut [Option<Self>; 2], progress: &Progress) {
+        for lane in lanes.iter_mut().flatten() {
+            lane.chunk = lane.full.recv().ok();
+        }
+        let mut streams = lanes.iter_mut().flatten().filter_map(|lane| {
+            let (buffer, range) = lane.chunk.as_ref()?;
+            Some((lane.hashes.sha256.as_mut()?, &buffer.bytes()[range.clone()]))
+        });
+        match (streams.next(), streams.next()) {
+            (Some(one), Some(other)) => Stream::update_two(one, other),
+            (Some((one, bytes)), None) => one.update(bytes),
+            _ => {}
+        }
+        for lane in lanes.iter_mut().flatten() {
+            let Some((buffer, range)) = &mut lane.chunk else { continue };
+            let bytes = &buffer.bytes()[range.clone()];
+            lane.hashes.update_others(bytes);
+            lane.scan.update(bytes);
+            progress.add_written(bytes.len() as u64);
+            // The reader may have ended already.
+            let _ = lane.free.send(std::mem::take(buffer));
+        }
+    }
+
+    fn finish(mut self, pass: Pass) -> Result<Reading> {
+        let mut reading = Reading::default();
+        pass.progress.end(&self.job.name);
+        let read = self.reader.join();
+        match read.unwrap_or_else(|_| Err(Error::internal("a reading thread panicked"))) {
+            Err(error) if error.kind == Kind::Cancelled => return Err(error),
+            Err(error) => {
+                let finding = Finding::failure(Category::Unreadable, &self.job.name, error.message);
+                reading.findings.push(finding);
+                return Ok(reading);
+            }
+            Ok(()) => reading.bytes = self.job.size,
+        }
+        let found = self.hashes.finish();
+        let clean = self.scan.findings.is_empty();
+        let tensor_named = self.scan.findings.iter().any(|f| f.category == Category::Checksum);
+        reading.findings.append(&mut self.scan.findings);
+        compare(self.job, &found, &mut reading, tensor_named);
+        if let (Some(saved), Some(key), true) = (pass.saved, self.key, clean) {
+            saved.remember(key, &found, self.job.content)?;
+        }
+        Ok(reading)
+    }
 }
 
 /// Compares the digests of a file with those it should have. `tensor_named`: a tensor of it is
@@ -182,37 +282,13 @@ pub(super) fn compare(
     }
 }
 
-/// Hands the bytes of `file` to `take`, front to back, while a second thread reads ahead.
-fn stream(
-    file: &SourceFile,
-    size: u64,
-    progress: &Progress,
-    mut take: impl FnMut(&[u8]),
-) -> Result<()> {
-    let (full_in, full_out) = sync_channel::<(AlignedBuf, std::ops::Range<usize>)>(AHEAD);
-    let (free_in, free_out) = sync_channel::<AlignedBuf>(AHEAD);
-    for _ in 0..AHEAD {
-        let _ = free_in.send(AlignedBuf::default());
-    }
-    std::thread::scope(|scope| {
-        let reader = scope.spawn(move || read_ahead(file, size, progress, &free_out, &full_in));
-        for (buffer, range) in full_out {
-            let length = range.len() as u64;
-            take(&buffer.bytes()[range]);
-            progress.add_written(length);
-            // The reader may have ended already.
-            let _ = free_in.send(buffer);
-        }
-        reader.join().unwrap_or_else(|_| Err(Error::internal("a reading thread panicked")))
-    })
-}
-
+/// Reads `file` from front to back into buffers that come back from whoever takes them.
 fn read_ahead(
     file: &SourceFile,
     size: u64,
     progress: &Progress,
     free: &Receiver<AlignedBuf>,
-    full: &SyncSender<(AlignedBuf, std::ops::Range<usize>)>,
+    full: &SyncSender<Chunk>,
 ) -> Result<()> {
     let mut offset = 0;
     while offset < size {

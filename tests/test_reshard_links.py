@@ -153,6 +153,7 @@ def test_another_file_system(tiny: Path, elsewhere: Path) -> None:
     for kind in ("hardlink", "reflink"):
         error = refuse(5, "reshard", tiny, "-o", elsewhere / kind, *STAGES, "--link", kind)
         assert kind in error["message"]
+        assert not (elsewhere / kind).exists()
         assert "--link" in error["hint"]
     done = answer("reshard", tiny, "-o", elsewhere / "names", *STAGES, "--link", "symlink")
     assert list(done["linked"]["files"]) == ["symlink"]

@@ -33,6 +33,8 @@ PLANS: dict[str, Words] = {
     "TP 32 x EP 32": ("--tp", "32", "--ep", "32"),
 }
 UNDO = "undo of TP 8"
+# One of them dense; each is a task, beside embeddings and head, as in a whole checkpoint.
+LAYERS = 3
 COLUMNS = ("", "wall s", "x cp", "GB/s", "CPU-s/GB", "peak MB", "asked", "read", "written")
 
 
@@ -70,10 +72,10 @@ def size_of(folder: Path) -> int:
 
 
 def cutters(folder: Path, experts: int) -> list[Cutter]:
-    """Makes the sources: a layer of Ling-1T, and the same cut for 8 ranks."""
+    """Makes the sources: layers of Ling-flash-2.0 in one file, and the same cut for 8 ranks."""
     source, cut, output = folder / "source", folder / "cut", folder / "out"
-    layer = ("ling-1t-layer", "--experts", str(experts), "--shard-size", "999G")
-    succeed("synth", *layer, "-o", source)
+    shape = ("ling-flash-2.0", "--layers", str(LAYERS), "--experts", str(experts))
+    succeed("synth", *shape, "--shard-size", "999G", "-o", source)
     (file,) = source.glob("*.safetensors")
     size = file.stat().st_size
     copied = folder / "copy"
@@ -84,12 +86,10 @@ def cutters(folder: Path, experts: int) -> list[Cutter]:
     ]
     for name, layout in LAYOUTS.items():
         words: Words = ("reshard", source, "-o", output, *layout, "--quiet")
-        written = size
-        if "--format" in layout:
-            succeed(*words)
-            written = size_of(output)
+        succeed(*words)
+        written = size_of(output)
+        remove(output)
         found.append(Cutter(name, (*COMMAND, *words), [file], written, output, needed=size))
-    remove(output)
     succeed("reshard", source, "-o", cut, *LAYOUTS["TP 8"])
     files = sorted(cut.glob("*.safetensors"))
     words = ("reshard", cut, "-o", output, "--target", "hf", "--quiet")
@@ -149,7 +149,7 @@ def main() -> int:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--experts", type=int, default=40, help="about 0.1 GB of BF16 each")
+    parser.add_argument("--experts", type=int, default=40, help="0.05 GB of BF16 each; 32 or more")
     parser.add_argument("--folder", type=Path, help="on the disk to measure; 20 GB free")
     parser.add_argument("--save", type=Path, default=Path("build/bench-reshard.json"))
     args = parser.parse_args()
@@ -159,6 +159,7 @@ def main() -> int:
         for _ in range(args.rounds):
             for racer in racers:
                 racer.run()
+                remove(racer.output)
         for racer in racers:
             racer.run_cold()
             remove(racer.output)

@@ -126,6 +126,7 @@ impl<'a> Run<'a> {
         state.drop_stale(self, self.output(), &here);
         let remaining = self.remaining(&state);
         let tasks: Vec<&Task> = remaining.iter().map(|i| &self.plan.tasks[*i]).collect();
+        self.refuse_far_links()?;
         check_space(
             self.output(),
             self.catalog,

@@ -11,10 +11,29 @@ use super::fold::DoneOutput;
 use super::journal::{DoneRecord, State};
 use super::sources::Sources;
 use crate::error::{Error, Result};
+use crate::io::link::{Link, is_near};
 use crate::io::{link, small};
 use crate::plan::data::LinkedTask;
 
 impl Run<'_> {
+    /// Fails before anything is written if links were asked for that no file system makes to another.
+    pub(super) fn refuse_far_links(&self) -> Result<()> {
+        for link in self.plan.tasks.iter().filter_map(|t| t.link) {
+            let (name, _) = self.catalog.file(link.shard);
+            let path = self.catalog.root.resolve(name)?;
+            let asked = matches!(link.mode, Link::Hardlink | Link::Reflink);
+            if asked && path.is_some_and(|p| !is_near(&p, self.output(), link.mode)) {
+                let kind = format!("{:?}", link.mode).to_lowercase();
+                return Err(Error::impossible(format!(
+                    "{name} lies on another file system than the output, where no {kind} leads"
+                ))
+                .at(self.output())
+                .hint("leave out --link: what cannot be linked is then copied"));
+            }
+        }
+        Ok(())
+    }
+
     /// Links the outputs of a task; `None` if they have to be copied.
     pub(super) fn link(
         &self,

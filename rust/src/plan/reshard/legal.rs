@@ -214,7 +214,11 @@ pub(super) fn refuse_layout(context: &Context) -> Result<()> {
             "{} takes an expert parallel size equal to the tensor parallel size: --ep {} with --tp {}",
             target.engine, ask.ep, ask.tp
         ))
-        .hint(format!("use --ep {}", ask.tp)));
+        .hint(format!(
+            "use --ep {}, or --target hf --ep {}, whose files the engine picks its experts from \
+             with any data parallel size",
+            ask.tp, ask.ep
+        )));
     }
     let fp8 = has_blocks(context);
     let found = problems(&Split::new(context, ask.tp, ask.ep), fp8);

@@ -1,6 +1,6 @@
 //! GB/s of every kernel at every level, on one core, from memory: `cargo bench --bench kernels`.
 //!
-//! Encode, measure, digests and scans count bytes of input, decode and cast bytes of BF16. The matrix is larger than the last-level
+//! Encode, measure, moments, digests and scans count bytes of input, decode and cast bytes of BF16. The matrix is larger than the last-level
 //! cache of most machines; `LINGCONV_BENCH_MB` sets its size in MB of BF16 (default 512).
 
 use std::sync::LazyLock;
@@ -13,7 +13,7 @@ use lingconv_core::exec::hash::Xxh3;
 use lingconv_core::exec::sha256::Stream;
 use lingconv_core::numeric::{
     Arith, Encoding, Float, Level, SCAN_PAGE, Scratch, Tile, cast_to_bf16, decode, encode,
-    f32_to_bf16, measure, prove, scan,
+    f32_to_bf16, measure, moments, moments_of_codes, prove, scan,
 };
 use sha2::{Digest, Sha256};
 
@@ -138,6 +138,28 @@ fn decode_bf16(bencher: Bencher, level: &str) {
         let tile = Tile::packed(&q[first * COLS..], CALL_ROWS, COLS, 1);
         let scales = &scales[first / CALL_ROWS * in_call..][..in_call];
         decode(level, black_box(&tile), grid, scales, &mut out);
+    });
+}
+
+#[divan::bench(args = LEVELS, sample_count = 5)]
+fn moments_bf16(bencher: Bencher, level: &str) {
+    let Matrix { rows, bf16, .. } = &*MATRIX;
+    let call = CALL_ROWS * COLS * 2;
+    sweep(bencher, level, bf16.len(), *rows, |level, first| {
+        let bytes = black_box(&bf16[first * COLS * 2..][..call]);
+        black_box(moments(level, bytes, Float::Bf16));
+    });
+}
+
+#[divan::bench(args = LEVELS, sample_count = 5)]
+fn moments_fp8(bencher: Bencher, level: &str) {
+    let Matrix { rows, q, scales, .. } = &*MATRIX;
+    let grid = encoding("deepseek").grid;
+    let in_call = CALL_ROWS / 128 * COLS / 128;
+    sweep(bencher, level, q.len(), *rows, |level, first| {
+        let tile = Tile::packed(&q[first * COLS..], CALL_ROWS, COLS, 1);
+        let scales = &scales[first / CALL_ROWS * in_call..][..in_call];
+        black_box(moments_of_codes(level, black_box(&tile), grid, scales));
     });
 }
 

@@ -74,6 +74,9 @@ pub fn moments_of_codes(level: Level, codes: &Tile<'_>, grid: Grid, scales: &[f3
 /// Independent partial sums: their number, not the width of a register, decides the order of additions.
 const LANES: usize = 16;
 
+/// Codes that are decoded before they are summed up: a loop of its own, which becomes vector code.
+const RUN: usize = 128;
+
 #[derive(Clone, Copy, Default)]
 struct Sums {
     squares: [f64; LANES],
@@ -90,6 +93,21 @@ impl Sums {
         let square = value * value;
         self.squares[lane] += square;
         self.fourths[lane] += square * square;
+    }
+
+    #[inline(always)]
+    fn add_all(&mut self, values: &[f32]) {
+        let (runs, rest) = values.as_chunks::<LANES>();
+        let mut sums = *self;
+        for run in runs {
+            for (lane, &value) in run.iter().enumerate() {
+                sums.add(lane, value);
+            }
+        }
+        for (lane, &value) in rest.iter().enumerate() {
+            sums.add(lane, value);
+        }
+        *self = sums;
     }
 
     #[inline(always)]
@@ -143,17 +161,15 @@ impl Kernel for Codes<'_> {
         let (high, wide) = grid.block(tile.cols);
         let blocks = tile.cols.div_ceil(wide);
         let mut sums = Sums::default();
+        let mut values = [0f32; RUN];
         for row in 0..tile.rows {
             let scales = &scales[row / high * blocks..][..blocks];
-            for (run, &scale) in tile.row(row, 1).chunks(wide).zip(scales) {
-                let (runs, rest) = run.as_chunks::<LANES>();
-                for run in runs {
-                    for (lane, &code) in run.iter().enumerate() {
-                        sums.add(lane, magnitude(code) * scale);
+            for (block, &scale) in tile.row(row, 1).chunks(wide).zip(scales) {
+                for codes in block.chunks(RUN) {
+                    for (value, &code) in values.iter_mut().zip(codes) {
+                        *value = magnitude(code) * scale;
                     }
-                }
-                for (lane, &code) in rest.iter().enumerate() {
-                    sums.add(lane, magnitude(code) * scale);
+                    sums.add_all(&values[..codes.len()]);
                 }
             }
         }

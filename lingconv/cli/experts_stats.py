@@ -94,6 +94,8 @@ def _refuse(options: dict[str, Any], needed: str) -> None:
 def _is_checkpoint(path: Path) -> bool:
     if not path.is_dir():
         return False
+    if any(path.glob("*.safetensors*")):
+        return True
     from lingconv.experts import PATTERN
 
-    return any(path.glob("*.safetensors*")) or not any(path.glob(PATTERN))
+    return not any(path.glob(PATTERN))

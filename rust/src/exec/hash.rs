@@ -1,5 +1,10 @@
 //! Digests whose state can be journaled, so that a resumed run goes on hashing where it stopped.
 
+#![expect(
+    clippy::inline_always,
+    reason = "what is not inlined into a kernel is compiled for the baseline"
+)]
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
@@ -8,6 +13,7 @@ use sha2::digest::common::hazmat::SerializableState;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::error::{Error, Result};
+use crate::numeric::{Kernel, Level, dispatch};
 
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
@@ -91,15 +97,14 @@ impl Xxh3 {
             self.pending.extend_from_slice(head);
             bytes = rest;
             let block = std::mem::take(&mut self.pending);
-            self.fold_block(&block);
+            self.fold_blocks(&block);
             self.pending = block;
             self.pending.clear();
         }
-        while bytes.len() > BLOCK {
-            let (block, rest) = bytes.split_at(BLOCK);
-            self.fold_block(block);
-            bytes = rest;
-        }
+        let whole = bytes.len().saturating_sub(1) / BLOCK * BLOCK;
+        let (blocks, rest) = bytes.split_at(whole);
+        self.fold_blocks(blocks);
+        bytes = rest;
         self.pending.extend_from_slice(bytes);
     }
 
@@ -121,18 +126,37 @@ impl Xxh3 {
         u128::from(high) << 64 | u128::from(low)
     }
 
-    #[inline]
-    fn fold_block(&mut self, block: &[u8]) {
-        let mut lanes = self.lanes;
-        for (n, stripe) in block.chunks_exact(STRIPE).enumerate() {
-            accumulate(&mut lanes, stripe, &SECRET[n * 8..]);
-        }
-        for (lane, key) in lanes.iter_mut().zip(words(&SECRET[192 - STRIPE..])) {
-            *lane = (*lane ^ (*lane >> 47) ^ key).wrapping_mul(P32_1);
-        }
-        self.lanes = lanes;
+    /// Folds whole blocks, behind which a further byte is known to follow.
+    fn fold_blocks(&mut self, blocks: &[u8]) {
+        let Some((_, end)) = blocks.split_last_chunk::<STRIPE>() else { return };
+        self.lanes = dispatch(Level::detect(), Blocks { lanes: self.lanes, blocks });
         self.before.clear();
-        self.before.extend_from_slice(&block[BLOCK - STRIPE..]);
+        self.before.extend_from_slice(end);
+    }
+}
+
+/// Whole blocks to be folded into the lanes.
+struct Blocks<'a> {
+    lanes: [u64; 8],
+    blocks: &'a [u8],
+}
+
+impl Kernel for Blocks<'_> {
+    type Output = [u64; 8];
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) -> [u64; 8] {
+        let mut lanes = self.lanes;
+        let key = eight_words(&SECRET[192 - STRIPE..]);
+        for block in self.blocks.chunks_exact(BLOCK) {
+            for (n, stripe) in block.chunks_exact(STRIPE).enumerate() {
+                accumulate(&mut lanes, stripe, &SECRET[n * 8..]);
+            }
+            for i in 0..8 {
+                lanes[i] = (lanes[i] ^ (lanes[i] >> 47) ^ key[i]).wrapping_mul(P32_1);
+            }
+        }
+        lanes
     }
 }
 
@@ -143,16 +167,17 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
 
 /// Eight little-endian words from the start of a slice. Arrays of fixed size are what the compiler
 /// turns into vector code.
-#[inline]
+#[inline(always)]
 fn eight_words(bytes: &[u8]) -> [u64; 8] {
+    let stored = bytes.as_chunks::<8>().0;
     let mut words = [0; 8];
-    for (word, chunk) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
-        *word = u64::from_le_bytes(*chunk);
+    for i in 0..8 {
+        words[i] = u64::from_le_bytes(stored[i]);
     }
     words
 }
 
-#[inline]
+#[inline(always)]
 fn accumulate(lanes: &mut [u64; 8], stripe: &[u8], secret: &[u8]) {
     let (data, key) = (eight_words(&stripe[..STRIPE]), eight_words(&secret[..STRIPE]));
     for i in 0..8 {

@@ -105,7 +105,7 @@ impl FromStr for Level {
 ///
 /// `run` and all it calls must be `#[inline(always)]`: what is not inlined is compiled for the baseline.
 /// `FMA` says that a fused multiply-add is one instruction here, not a library call.
-pub(super) trait Kernel {
+pub(crate) trait Kernel {
     type Output;
     fn run<const FMA: bool>(self) -> Self::Output;
 }
@@ -114,7 +114,7 @@ pub(super) trait Kernel {
 ///
 /// # Panics
 /// If this CPU cannot run the level.
-pub(super) fn dispatch<K: Kernel>(level: Level, kernel: K) -> K::Output {
+pub(crate) fn dispatch<K: Kernel>(level: Level, kernel: K) -> K::Output {
     assert!(level.is_available(), "this CPU cannot run kernel level {level}");
     match level {
         #[cfg(target_arch = "x86_64")]

@@ -23,7 +23,7 @@
 //! [launch]
 //! command = "serve {model} --tp {tp} --pp {pp}{ep}"   # {model}: the output, or the path under
 //!                                      # which each node has the folder of its stage
-//! stages = { before = "rsync -a {out}/pp{stage}/ NODE{stage}:{model}/" }  # where stages have
+//! stages = { before = "rsync -aL {out}/pp{stage}/ NODE{stage}:{model}/" }  # where stages have
 //!                                      # folders: a line for each before the command; `instead`:
 //!                                      # a command for each in its place
 //! expert_parallel = " --ep"            # what {ep} is with expert parallelism

@@ -39,7 +39,7 @@ fn stage_folders_have_lines_of_their_own() {
     let lines = |name| Target::builtin(name).unwrap().launch(&split);
     for name in ["vllm-0.11", "hf"] {
         let lines = lines(name);
-        assert!(lines[1].starts_with("rsync -a {out}/pp1/ NODE1:/"), "{lines:?}");
+        assert!(lines[1].starts_with("rsync -aL {out}/pp1/ NODE1:/"), "{lines:?}");
         assert!(lines[2].starts_with("vllm serve /"), "{lines:?}");
     }
     let sglang = lines("sglang");

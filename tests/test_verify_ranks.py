@@ -16,8 +16,9 @@ LAYOUTS: dict[str, Words] = {
     "vllm": ("--tp", "2", "--pp", "2"),
     "vllm-0.11": ("--tp", "2", "--pp", "2", "--target", "vllm-0.11"),
     "one-stage": ("--tp", "4", "--ep", "4"),
-    "hf": ("--pp", "2", "--target", "hf"),
-    "sglang": ("--tp", "2", "--pp", "3", "--target", "sglang"),
+    # Copies: of files that are linked, the manifest knows no digest.
+    "hf": ("--pp", "2", "--target", "hf", "--link", "copy"),
+    "sglang": ("--tp", "2", "--pp", "3", "--target", "sglang", "--link", "copy"),
 }
 # What a node holds, as it is typed, and as a pattern of its files with tensors.
 SHARES = [

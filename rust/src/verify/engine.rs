@@ -61,8 +61,9 @@ pub struct Options {
 pub fn verify(path: &Path, options: &Options, progress: &Progress) -> Result<Report> {
     let root = Root::open(path)?;
     let names = root.names(folder::DEPTH)?;
+    let read = options.truths.iter().any(|t| t.kind == digests::Kind::Manifest);
     let told = options.truths.iter().find_map(|t| t.cut.clone());
-    let cut = told.or_else(|| Cut::read(&root));
+    let cut = if read { told } else { Cut::read(&root) };
     let selection = Selection::new(&options.files, options.rank, cut.as_ref(), &names)?;
     let selected = |name: &str| selection.has(name);
     let structure = examine(&root, &names, cut.as_ref(), &selected)?;

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 MARK = '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">'
 _SIZES = (8, 16, 32, 64)
+# Parameters of a request that mean nothing where no tensor is encoded.
+_ENCODING = ("dialect", "scale", "scale_arith")
 
 
 def render(folder: Path, loads: experts.Loads | None = None, *, state: Path | None = None) -> str:
@@ -109,8 +111,10 @@ def _model(found: Inspection) -> dict[str, Any]:
 
 def _plan(manifest: Manifest, pace: Pace | None) -> dict[str, Any]:
     request = manifest.request
-    chosen = {k: v for k, v in request.items() if v and k not in ("verb", "reshard")}
     layout = manifest.layout
+    encodes = request.get("verb") == "quantize" or layout.get("format")
+    silent = {"verb", "reshard", *(() if encodes else _ENCODING)}
+    chosen = {k: v for k, v in request.items() if v and k not in silent}
     cut = [f"{name.upper()} {layout[name]}" for name in ("tp", "pp", "ep") if name in layout]
     facts = [("command", str(request.get("verb")))]
     facts += [("layout", " · ".join([str(layout.get("target")), *cut]))] if layout else []

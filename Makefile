@@ -67,6 +67,7 @@ lint: build
 bench: build
 	PYTHONPATH=tests $(BIN)/python tests/bench/bench.py
 	PYTHONPATH=tests $(BIN)/python tests/bench/verify.py
+	PYTHONPATH=tests $(BIN)/python tests/bench/experts_weights.py
 	PYTHONPATH=tests $(BIN)/python tests/bench/experts.py
 	PYTHONPATH=tests $(BIN)/python tests/bench/reshard.py
 

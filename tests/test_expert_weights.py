@@ -367,3 +367,14 @@ def test_the_table_has_what_there_is(sound: Path, coded: Path) -> None:
     assert ("scale" in plain, "scale" in fp8) == (False, True)
     assert "nothing unsound found" in plain
     assert answer("experts", "stats", coded)["findings"] == []
+
+
+def test_a_router_without_rows(sound: Path, tmp_path: Path) -> None:
+    def plant(tensors: dict[str, Tensor]) -> None:
+        empty = np.empty(0, dtype=np.uint8)
+        name = GATE.format(1)
+        tensors[name] = tensors[name]._replace(shape=(0, HIDDEN), data=empty)
+
+    bad = rebuilt(sound, tmp_path / "bad", plant)
+    assert [layer["router"] is None for layer in stats(bad)["layers"]] == [True, False]
+    assert "nothing unsound found" in succeed("experts", "stats", bad).stdout

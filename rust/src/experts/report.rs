@@ -246,7 +246,8 @@ impl Raw {
 
 impl Router {
     fn new(rows: &Rows) -> Option<Self> {
-        rows.broken.is_empty().then(|| Self {
+        let known = rows.broken.is_empty() && !rows.norms.is_empty();
+        known.then(|| Self {
             norms: rows.norms.clone(),
             mean_cosine: rows.mean_cosine.clone(),
             likeness: rows.likeness.clone(),

@@ -180,7 +180,9 @@ mod x86 {
         for n in 0..STREAMS {
             let words = &mut words[n];
             if I >= 4 {
-                let [first, second, third, last] = [0, 1, 2, 3].map(|ahead| words[(I + ahead) % 4]);
+                // No closure: where it is not inlined, it lacks the features of this function.
+                let (first, second) = (words[I % 4], words[(I + 1) % 4]);
+                let (third, last) = (words[(I + 2) % 4], words[(I + 3) % 4]);
                 let sum = _mm_sha256msg1_epu32(first, second);
                 let sum = _mm_add_epi32(sum, _mm_alignr_epi8(last, third, 4));
                 words[I % 4] = _mm_sha256msg2_epu32(sum, last);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lingconv.reference import open_checkpoint
@@ -109,6 +110,30 @@ def test_the_plan_says_what_each_rank_reads(tiny: Path, tmp_path: Path) -> None:
         sizes = [path.stat().st_size for path in (tmp_path / "cut").glob(pattern)]
         assert (rank["files"], rank["bytes"]) == (len(sizes), sum(sizes))
     assert len(plan["ranks"]) == 4
+
+
+def test_expert_parallel_ranks_are_told_where_experts_lie(tiny: Path, tmp_path: Path) -> None:
+    layout = ("--tp", "2", "--ep", "2", "--target", "vllm-0.11")
+    cut = reshard(tiny, tmp_path / "cut", *layout)
+    for rank, positions in enumerate(([0, 1, 2, 3] + [-1] * 4, [-1] * 4 + [0, 1, 2, 3])):
+        held = tensors_of(cut, f"model-rank-{rank}-part-*.safetensors")
+        found = held["model.layers.2.mlp.experts.expert_map"]
+        assert found == np.array(positions, "<i4").tobytes()
+        assert "model.layers.0.mlp.experts.expert_map" not in held
+    back = reshard(cut, tmp_path / "back", "--target", "hf")
+    assert data_of(back) == contents(tiny)
+
+
+def test_another_family_comes_back_too(tmp_path: Path) -> None:
+    source = tmp_path / "qwen"
+    succeed("synth", "tiny-qwen3-moe", "-o", source)
+    layouts: list[Words] = [("--tp", "4", "--ep", "4"), ("--pp", "2", "--target", "hf")]
+    for layout in layouts:
+        cut = reshard(source, tmp_path / layout[0], *layout)
+        back = reshard(cut, tmp_path / f"{layout[0]}-back", "--target", "hf")
+        assert data_of(back) == contents(source)
+    error = refuse(5, "reshard", source, "--pp", "2", "--target", "vllm-0.32")
+    assert "on every stage" in error["message"]
 
 
 @pytest.mark.parametrize("target", ["vllm", "vllm-0.11", "hf"])

@@ -61,6 +61,13 @@ def test_requests_that_make_no_sense(tiny: Path, options: Words, named: str) -> 
     assert named in error["message"] + str(error["hint"])
 
 
+def test_what_only_an_older_engine_cannot_do(tiny: Path) -> None:
+    """vLLM 0.11 asserts that its Bailing class has a KV head for each rank."""
+    error = refused(5, tiny, "--tp", "4", "--ep", "4", "--target", "vllm-0.11")
+    assert any("the engine does not replicate" in reason for reason in error["details"])
+    assert "--tp 2" in error["hint"]
+
+
 def test_every_reason_and_a_layout_that_works(tiny: Path) -> None:
     error = refused(5, tiny, "--tp", "4", "--format", "fp8")
     reasons = "\n".join(error["details"])

@@ -32,7 +32,7 @@ def widened(tensors: dict[str, Tensor]) -> None:
 
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same small checkpoint in BF16 and in FP8."""
+    """A small Ling checkpoint in BF16 and in FP8, and a Qwen3-MoE in both."""
     folder = tmp_path_factory.mktemp("sources")
     succeed("synth", "tiny", "-o", folder / "tiny")
     wide = rebuilt(folder / "tiny", folder / "bf16", widened)
@@ -41,4 +41,6 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     config = read_config(wide) | sizes
     (wide / "config.json").write_text(json.dumps(config))
     succeed("quantize", "fp8", wide, "-o", folder / "fp8")
-    return {"bf16": wide, "fp8": folder / "fp8"}
+    succeed("synth", "tiny-qwen3-moe", "-o", folder / "qwen")
+    succeed("quantize", "fp8", folder / "qwen", "-o", folder / "qwen8")
+    return {"bf16": wide} | {name: folder / name for name in ("fp8", "qwen", "qwen8")}

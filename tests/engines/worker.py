@@ -60,6 +60,11 @@ def fill(tensors: Any, byte: int) -> None:
         flat.view(torch.uint8).fill_(byte)
 
 
+def large(model: Any) -> dict[str, Any]:
+    """Parameters but for scalars, which the default loader leaves as they were made."""
+    return {name: p for name, p in model.named_parameters() if p.dim() > 0}
+
+
 def digests(model: Any) -> dict[str, str]:
     """What each tensor holds: dtype, shape, SHA-256 of its bytes."""
     import torch
@@ -87,19 +92,20 @@ def try_candidate(model: Any, config: Any, candidate: dict[str, Any], expected: 
     """Differences from what the default loader made of the original."""
     warnings = Warnings()
     logging.getLogger("vllm").addHandler(warnings)
-    constants = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    state = model.state_dict()
+    constants = {name: state[name].clone() for name in state.keys() - large(model).keys()}
     sharded = candidate["load_format"] == "sharded_state"
     try:
         # Constants, such as scales of 1, are loaded from sharded state only.
-        fill(model.state_dict().values() if sharded else model.parameters(), POISON)
+        fill((state if sharded else large(model)).values(), POISON)
         load(model, config, candidate["load_format"], candidate["folder"])
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}", "different": []}
     finally:
         logging.getLogger("vllm").removeHandler(warnings)
     found = digests(model)
-    for name, buffer in model.named_buffers():
-        buffer.copy_(constants[name])
+    for name, constant in constants.items():
+        state[name].copy_(constant)
     different = sorted(k for k in expected.keys() | found if expected.get(k) != found.get(k))
     odd = [text for text in warnings.texts if "loading tensor" in text or "dtype" in text]
     return {"error": None, "different": different + odd}
@@ -114,7 +120,7 @@ def run_rank(request: dict[str, Any], config: Any, rank: int, port: int, answer:
         with vllm_probe.current(config):
             connect(request["tp"], request["pp"], rank, port)
             model = vllm_probe.build(config, weightless=False)
-            fill(model.parameters(), POISON)
+            fill(large(model).values(), POISON)
             load(model, config, "auto", request["original"])
             expected = digests(model)
             stage = rank // request["tp"]

@@ -9,16 +9,17 @@ use super::Options;
 use crate::error::{Error, Result};
 use crate::model::{MAX_EXPERTS, MAX_LAYERS};
 
-const BUILTIN: [(&str, &str); 5] = [
+const BUILTIN: [(&str, &str); 6] = [
     ("ling-1t", include_str!("../../data/presets/ling-1t.toml")),
     ("ling-flash-2.0", include_str!("../../data/presets/ling-flash-2.0.toml")),
     ("ling-mini-2.0", include_str!("../../data/presets/ling-mini-2.0.toml")),
     ("ling-1t-layer", include_str!("../../data/presets/ling-1t-layer.toml")),
     ("tiny", include_str!("../../data/presets/tiny.toml")),
+    ("tiny-qwen3-moe", include_str!("../../data/presets/tiny-qwen3-moe.toml")),
 ];
 
 /// Names of the presets, largest first.
-pub fn presets() -> [&'static str; 5] {
+pub fn presets() -> [&'static str; 6] {
     BUILTIN.map(|(name, _)| name)
 }
 

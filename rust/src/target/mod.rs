@@ -31,6 +31,7 @@
 //!
 //! [[architecture]]
 //! name = "ExampleForCausalLM"          # as in data/architectures
+//! every_stage = ["norm.final"]         # roles that each stage has
 //! kv_replication = true                # false: the engine takes no more ranks than KV heads
 //! expert_map = "model.layers.{layer}.mlp.experts.expert_map"   # with expert parallelism: I32
 //!                                      # [experts], an expert's position on its rank, or -1
@@ -45,6 +46,7 @@
 //! [[architecture.constant]]            # a scalar that no checkpoint holds
 //! name = "model.layers.{layer}.attn.scale"
 //! value = 1.0
+//! fp8 = false                          # true: only if weights are FP8
 //! ```
 
 mod select;
@@ -164,6 +166,9 @@ pub struct Rules {
     #[serde(default = "yes")]
     pub kv_replication: bool,
     expert_map: Option<String>,
+    /// Roles that every pipeline stage has.
+    #[serde(default)]
+    pub every_stage: Vec<Role>,
     #[serde(default)]
     tensor: Vec<TensorRule>,
     /// Scalars that no checkpoint holds.
@@ -191,6 +196,9 @@ pub struct Constant {
     name: String,
     /// Its value.
     pub value: f32,
+    /// Whether only FP8 checkpoints have it.
+    #[serde(default)]
+    pub fp8: bool,
 }
 
 /// Where a tensor of the source goes.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Context;
+use super::legal::has_blocks;
 use crate::catalog::Tensor;
 use crate::companion::{is_scale, weight_of};
 use crate::dtype::Dtype;
@@ -84,7 +85,9 @@ fn constants<'a>(context: &Context, layer: u32) -> BTreeMap<String, Fused<'a>> {
     let scalar = |c: &crate::target::Constant| {
         (c.name(layer), Fused::constant(Dtype::F32, Constant::Scalar(c.value)))
     };
-    let mut found: BTreeMap<_, _> = rules.constant.iter().map(scalar).collect();
+    let fp8 = has_blocks(context);
+    let present = rules.constant.iter().filter(|c| fp8 || !c.fp8);
+    let mut found: BTreeMap<_, _> = present.map(scalar).collect();
     let placed = context.ask.ep > 1 && context.model.layer_kind(layer) == Some(LayerKind::Moe);
     if let Some(name) = rules.expert_map(layer).filter(|_| placed) {
         found.insert(name, Fused::constant(Dtype::I32, Constant::ExpertMap));

@@ -162,7 +162,8 @@ def test_another_file_system(tiny: Path, elsewhere: Path) -> None:
 def test_symbolic_links_are_for_engines(tiny: Path, tmp_path: Path) -> None:
     """lingconv itself follows no link out of a folder."""
     out = tmp_path / "out"
-    succeed("reshard", tiny, "-o", out, *STAGES, "--link", "symlink")
+    done = succeed("reshard", tiny, "-o", out, *STAGES, "--link", "symlink")
+    assert "lead out of the folder" in done.stderr
     name = sorted(linked(out))[0]
     assert (out / name).readlink() == (tiny / Path(name).name).resolve()
     assert open_checkpoint(out / "pp0").keys() | open_checkpoint(out / "pp1").keys()

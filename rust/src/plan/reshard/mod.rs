@@ -192,6 +192,13 @@ impl Context<'_> {
                 self.ask.tp, self.target.name
             ));
         }
+        if self.ask.link == Link::Symlink {
+            warnings.push(
+                "symbolic links lead out of the folder: engines follow them, lingconv's own \
+                 commands refuse to"
+                    .to_owned(),
+            );
+        }
         let whole = self.catalog.pieces.as_ref().is_none_or(|p| p.lost.is_empty());
         let index = match (&self.catalog.raw_index, self.stage()) {
             (Some(raw), None) if whole && self.ask.ep == 1 => Index::Raw(raw.clone()),

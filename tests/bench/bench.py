@@ -6,7 +6,6 @@ end. Ratios of one run can be compared between machines; seconds cannot.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kernels import CONVERSION, kernel_rates
-from racing import Racer, machine, machine_text, save
+from racing import Racer, machine, machine_text, options, save
 
 import lingconv
 from ordeal import Words, quantize
@@ -134,13 +133,9 @@ def table(report: dict[str, Any]) -> str:
 
 def main() -> int:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--experts", type=int, default=40, help="about 0.1 GB of BF16 each")
-    parser.add_argument("--folder", type=Path, help="on the disk to measure; 15 GB free")
+    parser = options(__doc__, experts="about 0.1 GB of BF16 each", free="15 GB", save="bench.json")
     parser.add_argument("--torch-python", type=Path, help="an interpreter that has torch")
     parser.add_argument("--no-kernels", action="store_true", help="leave cargo bench out")
-    parser.add_argument("--save", type=Path, default=Path("build/bench.json"))
     args = parser.parse_args()
     report: dict[str, Any] = {"schema": "lingconv.bench/1", "machine": machine()}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:

@@ -6,7 +6,6 @@ sums are known; without sums it only looks at values and ends with 9, as it must
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from racing import Racer, chill, machine, machine_text, save
+from racing import Racer, chill, machine, machine_text, options, save
 from verify import FILES, SUMS, sources
 
 from lingconv.errors import ExitCode
@@ -124,12 +123,9 @@ def table(report: dict[str, Any]) -> str:
 
 def main() -> int:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--experts", type=int, default=40, help="about 0.1 GB of BF16 each")
-    parser.add_argument("--folder", type=Path, help="on the disk to measure; 7 GB free")
-    parser.add_argument("--save", type=Path, default=Path("build/bench-experts-weights.json"))
-    args = parser.parse_args()
+    args = options(
+        __doc__, experts="about 0.1 GB of BF16 each", free="7 GB", save="bench-experts-weights.json"
+    ).parse_args()
     report: dict[str, Any] = {"schema": "lingconv.bench-experts-weights/1", "machine": machine()}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         racers = looks(Path(folder), args.experts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -113,6 +114,16 @@ def best_rate(work: Callable[[], object], size: int) -> float:
         work()
         times.append(time.perf_counter() - start)
     return round(size / GIGABYTE / min(times), 2)
+
+
+def options(about: str | None, *, experts: str, free: str, save: str) -> argparse.ArgumentParser:
+    """What every benchmark can be asked for."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--experts", type=int, default=40, help=experts)
+    parser.add_argument("--folder", type=Path, help=f"on the disk to measure; {free} free")
+    parser.add_argument("--save", type=Path, default=Path("build") / save)
+    return parser
 
 
 def machine() -> dict[str, Any]:

@@ -7,7 +7,6 @@ Plans are those of a sparse checkpoint with the names and shapes of Ling-1T.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from racing import chill, machine, machine_text, save
+from racing import chill, machine, machine_text, options, save
 
 from bench import COPY, Contender, remove
 from measure import Cost, cost_of, cost_of_lingconv
@@ -147,12 +146,9 @@ def table(report: dict[str, Any]) -> str:
 
 def main() -> int:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--experts", type=int, default=40, help="0.05 GB of BF16 each; 32 or more")
-    parser.add_argument("--folder", type=Path, help="on the disk to measure; 20 GB free")
-    parser.add_argument("--save", type=Path, default=Path("build/bench-reshard.json"))
-    args = parser.parse_args()
+    args = options(
+        __doc__, experts="0.05 GB of BF16 each; 32 or more", free="20 GB", save="bench-reshard.json"
+    ).parse_args()
     report: dict[str, Any] = {"schema": "lingconv.bench/1", "machine": machine()}
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         racers = cutters(Path(name), args.experts)

@@ -6,7 +6,6 @@ In memory the bound is the rate of `sha2` on every core used; cold it is also wh
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from kernels import DIGESTS, kernel_rates
-from racing import GIGABYTE, Racer, chill, machine, machine_text, save
+from racing import GIGABYTE, Racer, chill, machine, machine_text, options, save
 
 from measure import Cost, cost_of
 from ordeal import Words, quantize
@@ -166,12 +165,9 @@ def table(report: dict[str, Any]) -> str:
 
 def main() -> int:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--experts", type=int, default=40, help="about 0.1 GB of BF16 each")
-    parser.add_argument("--folder", type=Path, help="on the disk to measure; 7 GB free")
-    parser.add_argument("--save", type=Path, default=Path("build/bench-verify.json"))
-    args = parser.parse_args()
+    args = options(
+        __doc__, experts="about 0.1 GB of BF16 each", free="7 GB", save="bench-verify.json"
+    ).parse_args()
     report: dict[str, Any] = {"schema": "lingconv.bench-verify/1", "machine": machine()}
     rates = []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:

@@ -284,9 +284,11 @@ fn reshard(source: &Path, layout: &Layout, target: &str, out: &Path) -> u64 {
 /// As [`reshard`], with a map of experts.
 fn reorder(source: &Path, layout: &Layout, target: &str, map: Option<&str>, out: &Path) -> u64 {
     let catalog: Catalog = original::open(source).unwrap();
+    // A file that stays as it is would be linked, and nothing of it read.
+    let link = if target == "hf" { "copy" } else { "auto" };
     let request = json!({ "verb": "reshard", "reshard": {
         "target": target, "tp": layout.tp, "pp": layout.pp, "ep": layout.ep,
-        "shard_size": layout.part, "experts": map,
+        "shard_size": layout.part, "experts": map, "link": link,
     }});
     let plan = plan::build(&catalog, &Request::parse(&request.to_string()).unwrap()).unwrap();
     run(&catalog, &plan, &options(out.to_path_buf())).unwrap().1

@@ -256,7 +256,8 @@ def profile(held: dict[str, Any], version: str, differences: list[Difference]) -
     A tensor that the engine does not know and one that it misses are the same under another name
     if dtype, shape, number and ranks agree and nothing else does.
     """
-    text, notes = str(held["profile"]), []
+    before, text, after = _section(str(held["profile"]), held["config"])
+    notes = []
     missing = [d for d in differences if d.kind == "missing"]
     unknown = [d for d in differences if d.kind == "unknown"]
     for old in unknown:
@@ -273,7 +274,8 @@ def profile(held: dict[str, Any], version: str, differences: list[Difference]) -
         text = text.replace(name, f'name = "{_pattern(same[0].name)}"')
     for new in missing:
         if new.engine == "F32 []":
-            text += f'\n[[architecture.constant]]\nname = "{new.name}"\nvalue = 1.0 # is it?\n'
+            text = text.rstrip("\n") + "\n\n[[architecture.constant]]\n"
+            text += f'name = "{new.name}"\nvalue = 1.0 # is it?\n\n'
         else:
             notes.append(f"wanted: {new.name}  {new.engine}")
     notes += [
@@ -283,7 +285,22 @@ def profile(held: dict[str, Any], version: str, differences: list[Difference]) -
     ]
     head = f"# Made from the answers of {held['engine']} {version}: a start, to be checked.\n"
     todo = "".join(f"# TODO {note}\n" for note in notes)
-    return head + todo + _renamed(text, str(held["engine"]), version)
+    whole = (before + text + after).rstrip("\n") + "\n"
+    return head + todo + _renamed(whole, str(held["engine"]), version)
+
+
+def _section(profile: str, config: str | None) -> tuple[str, str, str]:
+    """What comes before the part for the architecture of config.json, the part, what follows."""
+    try:
+        names = json.loads(config or "{}")["architectures"]
+    except (ValueError, KeyError, TypeError):
+        names = []
+    starts = [match.start() for match in re.finditer(r"^\[\[architecture\]\]$", profile, re.M)]
+    for start, end in zip(starts, [*starts[1:], len(profile)], strict=True):
+        named = re.search(r'^name = "([^"]*)"$', profile[start:end], re.M)
+        if named and named[1] in names:
+            return profile[:start], profile[start:end], profile[end:]
+    return profile, "", ""
 
 
 def _alike(one: Difference, other: Difference) -> bool:

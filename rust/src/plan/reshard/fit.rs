@@ -111,8 +111,12 @@ pub fn fit(catalog: &Catalog, request: &Request, question: &Question) -> Result<
         Some(_) => Some(quantize::choose(catalog, Some(&loaded.model), request)?),
         None => None,
     };
-    let gathered = gather(&base, choices.as_deref())?;
-    let kinds = Kinds::of(&base, &gathered);
+    // Whether experts stay whole decides which constants there are.
+    let asks = [1, 2].map(|ep| Reshard { ep, ..loaded.ask.clone() });
+    let bases = asks.each_ref().map(|ask| loaded.context(catalog, request, ask, Vec::new()));
+    let [cut, whole] = &bases;
+    let gathered = [gather(cut, choices.as_deref())?, gather(whole, choices.as_deref())?];
+    let kinds = [Kinds::of(cut, &gathered[0]), Kinds::of(whole, &gathered[1])];
     let fp8 = legal::has_blocks(&base);
     let positions =
         loaded.config.get("max_position_embeddings").and_then(serde_json::Value::as_u64);
@@ -127,16 +131,16 @@ pub fn fit(catalog: &Catalog, request: &Request, question: &Question) -> Result<
         warnings: catalog.warnings.clone(),
         rows: Vec::new(),
     };
-    if !gathered.dropped.is_empty() {
-        found
-            .warnings
-            .push(format!("{} tensors of MTP layers are not counted", gathered.dropped.len()));
+    let dropped = gathered[0].dropped.len();
+    if dropped > 0 {
+        found.warnings.push(format!("{dropped} tensors of MTP layers are not counted"));
     }
     for tp in (1..=question.gpus).filter(|tp| question.gpus.is_multiple_of(*tp)) {
         let whole = (tp > 1 && loaded.model.experts() > 0).then_some(tp);
         for ep in [Some(1), whole].into_iter().flatten() {
             let ask = Reshard { tp, pp: question.gpus / tp, ep, ..loaded.ask.clone() };
-            let row = row(&loaded, &ask, &kinds, fp8, &found, (catalog, request));
+            let kinds = &kinds[usize::from(ep > 1)];
+            let row = row(&loaded, &ask, kinds, fp8, &found, (catalog, request));
             found.rows.push(row);
         }
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::Reshard;
-use crate::catalog::{MANIFEST, read_headers};
+use crate::catalog::{CONFIG, MANIFEST, MAX_CONFIG, read_headers};
 use crate::error::{Error, Result};
 use crate::header::Entry;
 use crate::io::Root;
@@ -30,7 +30,7 @@ pub struct Holdings {
     pub ep: u32,
     /// Layers of each stage; empty: as the engine deals them out.
     pub layers: Vec<u32>,
-    /// The planned config.json; a written folder has one.
+    /// Text of config.json, as planned or as written.
     pub config: Option<String>,
     /// Ranks that have files.
     pub ranks: Vec<Held>,
@@ -92,7 +92,11 @@ pub fn written(path: &Path) -> Result<Holdings> {
         .zip(&headers)
         .map(|(name, read)| (name, read.header.tensors.as_slice()))
         .collect();
-    holdings(&ask, &files).map_err(|e| e.at(path))
+    let found = holdings(&ask, &files).map_err(|e| e.at(path))?;
+    let folder = found.ranks.first().map(|rank| rank.folder.as_str()).filter(|f| !f.is_empty());
+    let name = folder.map_or(CONFIG.to_owned(), |folder| format!("{folder}/{CONFIG}"));
+    let config = root.read(&name, MAX_CONFIG)?.and_then(|bytes| String::from_utf8(bytes).ok());
+    Ok(Holdings { config, ..found })
 }
 
 fn not_cut(what: &str) -> Error {

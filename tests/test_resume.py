@@ -31,7 +31,9 @@ SOURCES: dict[str, Words] = {
     "small": ("tiny", "--layers", "8", "--experts", "64", "--shard-size", "20M"),
 }
 if FULL:
-    SOURCES["large"] = ("ling-1t-layer", "--experts", "16", "--shard-size", "300M")
+    # Several layers, for several stages.
+    size = ("--layers", "3", "--experts", "64", "--shard-size", "300M")
+    SOURCES["large"] = ("ling-mini-2.0", *size)
 KILLS = 24 if FULL else 7
 ROUNDS_OF_WORKERS = 12 if FULL else 2
 WORKERS = 3

@@ -48,9 +48,10 @@ impl Preset {
         let mut config = self.config.clone();
         if let Some(layers) = options.layers {
             let layers = bounded("layers", layers, MAX_LAYERS)?;
-            let dense = number(&config, "first_k_dense_replace")?.min(layers - 1);
             config["num_hidden_layers"] = layers.into();
-            config["first_k_dense_replace"] = dense.into();
+            if let Some(dense) = config["first_k_dense_replace"].as_u64() {
+                config["first_k_dense_replace"] = dense.min(layers - 1).into();
+            }
         }
         if let Some(experts) = options.experts {
             set_experts(&mut config, bounded("experts", experts, MAX_EXPERTS)?)?;
@@ -73,15 +74,18 @@ impl Preset {
 /// Changes the number of experts. Routing groups must divide it, and a group is scored by its two
 /// best experts, so it has at least two where there is more than one group.
 fn set_experts(config: &mut Value, experts: u64) -> Result<()> {
-    let old_groups = number(config, "n_group")?;
-    let old_chosen = number(config, "topk_group")?;
     let per_token = number(config, "num_experts_per_tok")?;
+    config["num_experts"] = experts.into();
+    let Some(old_groups) = config["n_group"].as_u64() else {
+        config["num_experts_per_tok"] = per_token.min(experts).into();
+        return Ok(());
+    };
+    let old_chosen = number(config, "topk_group")?;
     let groups = (2..=old_groups)
         .rev()
         .find(|g| experts.is_multiple_of(*g) && experts / g >= 2)
         .unwrap_or(1);
     let chosen = (old_chosen * groups).div_ceil(old_groups);
-    config["num_experts"] = experts.into();
     config["n_group"] = groups.into();
     config["topk_group"] = chosen.into();
     config["num_experts_per_tok"] = per_token.min(chosen * (experts / groups)).into();

@@ -268,10 +268,16 @@ fn fewer_layers_keep_a_moe_layer() {
 fn every_preset_is_sound() {
     for name in presets() {
         let preset = Preset::named(name).unwrap();
-        let config = preset.config(&Options::new(name)).unwrap();
-        assert!(config.get("auto_map").is_none());
-        let model = Architecture::builtin_for(&config).unwrap().model(&config).unwrap();
-        assert!(model.moe_layers() > 0);
+        let plain = Options::new(name);
+        let other = Options { layers: Some(2), experts: Some(16), ..plain.clone() };
+        for options in [plain, other] {
+            let config = preset.config(&options).unwrap();
+            assert!(config.get("auto_map").is_none());
+            let model = Architecture::builtin_for(&config).unwrap().model(&config).unwrap();
+            assert!(model.moe_layers() > 0);
+            assert_eq!(model.layers(), options.layers.unwrap_or(model.layers()));
+            assert_eq!(model.experts(), options.experts.unwrap_or(model.experts()));
+        }
     }
 }
 

@@ -119,6 +119,8 @@ def _run(python: Path, request: dict[str, Any], scratch: Path, timeout: float) -
     question.write_text(json.dumps(request), encoding="utf-8")
     # Of this environment, not of the engine's.
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONHOME", "VIRTUAL_ENV")}
+    # vLLM leaves its sockets where temporary files go.
+    environment["TMPDIR"] = str(scratch)
     # Not resolved: a link is how an interpreter knows its environment.
     program = python.absolute() if python.parent != Path() else python
     try:

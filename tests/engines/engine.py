@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,13 +57,15 @@ def run_jobs(jobs: list[Job], scratch: Path) -> dict[str, list[dict[str, Any]]]:
     """What each rank found, by job."""
     request, answer = scratch / "request.json", scratch / "answer.json"
     request.write_text(json.dumps([asdict(job) for job in jobs], default=str))
-    done = subprocess.run(
-        [PYTHON, HERE / "worker.py", request, answer],
-        env=os.environ | {"PYTHONPATH": str(SCRIPTS)},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-    )
+    # vLLM leaves its sockets where temporary files go, and their paths may not be long.
+    with tempfile.TemporaryDirectory(prefix="vllm-") as sockets:
+        done = subprocess.run(
+            [PYTHON, HERE / "worker.py", request, answer],
+            env=os.environ | {"PYTHONPATH": str(SCRIPTS), "TMPDIR": sockets},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
     assert done.returncode == 0, done.stderr[-4000:]
     report = json.loads(answer.read_text())
     return {job.name: ranks for job, ranks in zip(jobs, report["jobs"], strict=True)}

@@ -30,17 +30,45 @@ def widened(tensors: dict[str, Tensor]) -> None:
         tensors[name] = tensor._replace(shape=shape, data=data.reshape(-1))
 
 
+def full_rank(tensors: dict[str, Tensor]) -> None:
+    """DeepSeek-V3 as Moonlight has it: queries straight from the hidden state."""
+    for name in [name for name in tensors if ".self_attn.q_b_proj." in name]:
+        layer = name.split("q_b_proj")[0]
+        gone = [tensors.pop(layer + part) for part in Q_LORA]
+        hidden, rows = gone[0].shape[1], gone[2].shape[0]
+        query = layer + "q_proj.weight"
+        data = np.resize(gone[2].data, 2 * rows * hidden)
+        tensors[query] = Tensor(query, gone[2].dtype, (rows, hidden), data)
+
+
+Q_LORA = ("q_a_proj.weight", "q_a_layernorm.weight", "q_b_proj.weight")
+
+
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A small Ling checkpoint in BF16 and in FP8, and a Qwen3-MoE in both."""
+    """Small checkpoints, each in BF16 and in FP8: a Ling, a Qwen3-MoE, two DeepSeek-V3.
+
+    `moon` is the DeepSeek-V3 without low-rank queries.
+    """
     folder = tmp_path_factory.mktemp("sources")
     succeed("synth", "tiny", "-o", folder / "tiny")
     wide = rebuilt(folder / "tiny", folder / "bf16", widened)
     # rope_scaling: vLLM 0.11 wants the key.
     sizes = {"moe_shared_expert_intermediate_size": 512, "rope_scaling": None}
-    config = read_config(wide) | sizes
-    (wide / "config.json").write_text(json.dumps(config))
+    configure(wide, sizes)
     succeed("quantize", "fp8", wide, "-o", folder / "fp8")
     succeed("synth", "tiny-qwen3-moe", "-o", folder / "qwen")
-    succeed("quantize", "fp8", folder / "qwen", "-o", folder / "qwen8")
-    return {"bf16": wide} | {name: folder / name for name in ("fp8", "qwen", "qwen8")}
+    succeed("synth", "tiny-deepseek-v3", "-o", folder / "deepseek")
+    moon = rebuilt(folder / "deepseek", folder / "moon", full_rank)
+    configure(moon, {"q_lora_rank": None})
+    found = {"bf16": wide, "fp8": folder / "fp8"}
+    for name in ("qwen", "deepseek", "moon"):
+        succeed("quantize", "fp8", folder / name, "-o", folder / f"{name}8")
+        found |= {kind: folder / kind for kind in (name, f"{name}8")}
+    return found
+
+
+def configure(checkpoint: Path, changes: dict[str, object]) -> None:
+    """Change config.json."""
+    config = read_config(checkpoint) | changes
+    (checkpoint / "config.json").write_text(json.dumps(config))

@@ -23,6 +23,7 @@ import pytest
 from engine import VERSION, Job, run_jobs
 from lingconv.reference.codec import U8
 from lingconv.reference.storage import Entry, Tensor, read_headers, write_safetensors
+from ordeal import FULL
 from support import succeed
 
 LAYOUTS = {
@@ -38,6 +39,9 @@ CASES = [f"{kind}-{name}" for kind in (["bf16"] if OLD else ["bf16", "fp8"]) for
 MUTATED = CASES[-1]
 # vLLM builds norm and head of Qwen3-MoE on every stage, so reshard does not cut it for stages.
 CASES += [] if OLD else ["qwen-tp2", "qwen-tp4-ep", "qwen8-tp2", "qwen8-tp4-ep"]
+DEEPSEEK = [f"{kind}-{name}" for kind in ("deepseek", "deepseek8") for name in LAYOUTS]
+DEEPSEEK += ["moon-tp2-pp2", "moon8-tp2-ep"]
+CASES += [] if OLD else DEEPSEEK if FULL else DEEPSEEK[:1]
 # The rank whose files are changed, and one that holds another KV head.
 RANK, OTHER = 1, 0 if OLD else 3
 

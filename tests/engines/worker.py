@@ -14,12 +14,14 @@ import os
 import socket
 import sys
 import traceback
+import uuid
 from pathlib import Path
 from typing import Any
 
 import vllm_probe
 
 TIMEOUT = 300
+SHARED_MEMORY = Path("/dev/shm")
 POISON = 0xA5
 
 
@@ -38,8 +40,6 @@ def connect(tp: int, pp: int, rank: int, port: int) -> None:
     """Join the real groups of all ranks."""
     from vllm.distributed import parallel_state as state
 
-    # Names shared memory; vLLM's own worker sets it, too.
-    os.environ["VLLM_DIST_IDENT"] = str(port)
     state.init_distributed_environment(
         world_size=tp * pp,
         rank=rank,
@@ -147,6 +147,8 @@ def run_job(request: dict[str, Any], scratch: Path) -> list[Any]:
     config = vllm_probe.engine_config(request, request["original"])
     context = multiprocessing.get_context("fork")
     port, answers = free_port(), []
+    # Names shared memory, which vLLM leaves behind; its own worker sets it, too.
+    os.environ["VLLM_DIST_IDENT"] = uuid.uuid4().hex
     processes = []
     for rank in range(request["tp"] * request["pp"]):
         answers.append(scratch / f"rank-{rank}.json")
@@ -157,6 +159,8 @@ def run_job(request: dict[str, Any], scratch: Path) -> list[Any]:
         process.join(TIMEOUT)
         if process.is_alive():
             process.kill()
+    for left in SHARED_MEMORY.glob(f"{os.environ['VLLM_DIST_IDENT']}-*"):
+        left.unlink()
     results = []
     for answer in answers:
         dead = {"failure": "the process died or waited too long"}

@@ -19,7 +19,7 @@
 //! name = "model.layers.{layer}.mlp.experts.{expert}.up_proj.weight"
 //! role = "expert.up"                      # crate::model::Role
 //! where = "moe"                           # all | dense | moe | mtp, if the name has {layer}
-//! tp = "row"                              # row | col | qkv | kv | vocab | replicate
+//! tp = "row"                              # row | col | head | qkv | kv | vocab | replicate
 //! shape = ["intermediate", "hidden"]      # expressions over [dims]
 //! quantize = true                         # default false
 //! dtype = "BF16"                          # default; a hint, the header is the truth
@@ -244,7 +244,7 @@ impl TensorRule {
         }
         let least = match raw.tp {
             Axis::Col => 2,
-            Axis::Row | Axis::Qkv | Axis::Kv | Axis::Vocab => 1,
+            Axis::Row | Axis::Head | Axis::Qkv | Axis::Kv | Axis::Vocab => 1,
             Axis::Replicate => 0,
         };
         if raw.shape.len() < least || (raw.quantize && raw.shape.len() != 2) {

@@ -168,7 +168,9 @@ pub fn cut(
             let kv = kv_heads_of(heads, (tp, rank));
             vec![whole(kv.start * heads.dim..kv.end * heads.dim)]
         }
-        (Axis::Row | Axis::Vocab | Axis::Qkv | Axis::Kv, _) => vec![whole(share(rows))],
+        (Axis::Row | Axis::Head | Axis::Vocab | Axis::Qkv | Axis::Kv, _) => {
+            vec![whole(share(rows))]
+        }
     }
 }
 
@@ -198,10 +200,11 @@ pub fn uneven(
     match (axis, heads) {
         (Axis::Replicate, _) => None,
         (Axis::Col, _) => odd(cols, "columns"),
+        (Axis::Head, Some(heads)) => odd(heads.query, "query heads"),
         (Axis::Qkv, Some(heads)) => odd(heads.query, "query heads").or_else(|| kv(heads)),
         (Axis::Kv, Some(heads)) => kv(heads),
         (Axis::Vocab, _) => odd(rows, "rows of the padded vocabulary"),
-        (Axis::Row | Axis::Qkv | Axis::Kv, _) => odd(rows, "rows"),
+        (Axis::Row | Axis::Head | Axis::Qkv | Axis::Kv, _) => odd(rows, "rows"),
     }
 }
 
@@ -260,6 +263,7 @@ mod tests {
         assert_eq!(uneven(Axis::Col, (64, 100), None, 8).unwrap(), "100 columns / 8");
         assert_eq!(uneven(Axis::Qkv, (0, 0), heads, 3).unwrap(), "16 query heads / 3");
         assert_eq!(uneven(Axis::Kv, (0, 0), heads, 6).unwrap(), "4 KV heads / 6");
+        assert_eq!(uneven(Axis::Head, (128, 64), heads, 32).unwrap(), "16 query heads / 32");
         assert_eq!(uneven(Axis::Qkv, (0, 0), heads, 8), None);
     }
 }

@@ -138,6 +138,8 @@ pub enum Axis {
     Row,
     /// Columns (dimension 1) / t.
     Col,
+    /// Rows are query heads: cut by whole heads.
+    Head,
     /// Rows are [all Q | all K | all V]; each of the three by its heads.
     Qkv,
     /// Rows are KV heads: cut by head, replicated where t exceeds their number.

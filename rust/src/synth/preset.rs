@@ -9,17 +9,18 @@ use super::Options;
 use crate::error::{Error, Result};
 use crate::model::{MAX_EXPERTS, MAX_LAYERS};
 
-const BUILTIN: [(&str, &str); 6] = [
+const BUILTIN: [(&str, &str); 7] = [
     ("ling-1t", include_str!("../../data/presets/ling-1t.toml")),
     ("ling-flash-2.0", include_str!("../../data/presets/ling-flash-2.0.toml")),
     ("ling-mini-2.0", include_str!("../../data/presets/ling-mini-2.0.toml")),
     ("ling-1t-layer", include_str!("../../data/presets/ling-1t-layer.toml")),
     ("tiny", include_str!("../../data/presets/tiny.toml")),
+    ("tiny-deepseek-v3", include_str!("../../data/presets/tiny-deepseek-v3.toml")),
     ("tiny-qwen3-moe", include_str!("../../data/presets/tiny-qwen3-moe.toml")),
 ];
 
 /// Names of the presets, largest first.
-pub fn presets() -> [&'static str; 6] {
+pub fn presets() -> [&'static str; 7] {
     BUILTIN.map(|(name, _)| name)
 }
 
@@ -75,7 +76,8 @@ impl Preset {
 /// best experts, so it has at least two where there is more than one group.
 fn set_experts(config: &mut Value, experts: u64) -> Result<()> {
     let per_token = number(config, "num_experts_per_tok")?;
-    config["num_experts"] = experts.into();
+    let key = if config["num_experts"].is_null() { "n_routed_experts" } else { "num_experts" };
+    config[key] = experts.into();
     let Some(old_groups) = config["n_group"].as_u64() else {
         config["num_experts_per_tok"] = per_token.min(experts).into();
         return Ok(());

@@ -42,6 +42,7 @@
 //! stack = false                        # true: one matrix an expert, as a third dimension
 //! dtype = "F32"                        # widened to this
 //! when = { router_dtype = "fp32" }     # … if config.json has this value
+//! unless = "q_lora_rank"               # … unless config.json has a number there
 //!
 //! [[architecture.constant]]            # a scalar that no checkpoint holds
 //! name = "model.layers.{layer}.attn.scale"
@@ -187,6 +188,7 @@ pub struct TensorRule {
     dtype: Option<Dtype>,
     #[serde(default)]
     when: BTreeMap<String, Value>,
+    unless: Option<String>,
 }
 
 /// A scalar F32 that no checkpoint holds, one a layer.
@@ -369,15 +371,19 @@ impl Rules {
         self.expert_map.as_ref().map(|name| in_layer(name, Some(layer)))
     }
 
-    /// Whether tensors of `role` lie with those of another role in one tensor.
-    pub fn fuses(&self, role: Role) -> bool {
-        self.tensor.iter().any(|r| r.roles.len() > 1 && r.roles.contains(&role))
+    /// Whether rows of another role follow those of `role` in one tensor.
+    pub fn is_followed(&self, role: Role) -> bool {
+        let mut fused = self.tensor.iter().filter_map(|r| r.roles.split_last());
+        fused.any(|(_, before)| before.contains(&role))
     }
 
     /// Where the tensor `name` of `role` in `layer` goes; `config` is the model's config.json.
     pub fn place(&self, role: Role, name: &str, layer: Option<u32>, config: &Value) -> Place {
+        let number = |key: &String| config.get(key).is_some_and(Value::is_number);
         let holds = |rule: &&TensorRule| {
-            rule.roles.contains(&role) && rule.when.iter().all(|(k, v)| config.get(k) == Some(v))
+            rule.roles.contains(&role)
+                && rule.when.iter().all(|(k, v)| config.get(k) == Some(v))
+                && !rule.unless.as_ref().is_some_and(number)
         };
         let Some(found) = self.tensor.iter().find(holds) else {
             return Place { name: name.to_owned(), position: 0, stack: false, dtype: None };

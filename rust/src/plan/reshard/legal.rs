@@ -303,13 +303,14 @@ fn problem(split: &Split, rule: &TensorRule, shape: &[u64], fp8: bool) -> Option
             "{side} {what} / {divisor} = {each}, which the engine pads to a multiple of {multiple}"
         ));
     }
-    let fused = rule.tp == Axis::Qkv || split.rules.is_some_and(|r| r.fuses(rule.role));
+    // The last of fused weights may end within a block, as engines allow it.
+    let followed = rule.tp == Axis::Qkv || split.rules.is_some_and(|r| r.is_followed(rule.role));
     let off_grid = fp8
         && split.held(rule, shape, Some(0), 0).iter().any(|rect| {
             let off = |end: u64, all: u64| end != all && !end.is_multiple_of(BLOCK);
             off(rect.rows.end, rows)
                 || off(rect.cols.end, cols)
-                || (fused && !rect.rows.end.is_multiple_of(BLOCK))
+                || (followed && !rect.rows.end.is_multiple_of(BLOCK))
         });
     off_grid.then(|| format!("{side} {what} / {divisor} = {each}, FP8 blocks have {BLOCK}"))
 }

@@ -89,6 +89,8 @@ def verify(
     rank: tuple[int | None, int | None] | None,
     strict: bool,
     allow_config_edits: bool,
+    experts: bool,
+    arch_file: str | None,
     jobs: int,
     memory: int,
     io: str,

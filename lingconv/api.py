@@ -21,7 +21,6 @@ from lingconv.records import (
     Count,
     Dialect,
     DtypeRow,
-    ExpertFinding,
     ExpertWeights,
     Finding,
     Fit,
@@ -45,7 +44,7 @@ from lingconv.records import (
     Verification,
     build,
     build_all,
-    build_expert_layer,
+    build_expert_weights,
 )
 from lingconv.request import Request as Request
 from lingconv.request import Reshard as Reshard
@@ -248,6 +247,8 @@ def verify(
     rank: Mapping[str, int] | None = None,
     strict: bool = False,
     allow_config_edits: bool = False,
+    experts: bool = False,
+    arch_file: str | None = None,
     jobs: int = 0,
     memory: int = DEFAULT_MEMORY,
     io: Literal["auto", "direct", "buffered"] = "auto",
@@ -263,8 +264,10 @@ def verify(
     left in the folder. With `source`, which the folder was made of, the plan is derived again and
     done again, and every byte compared; this takes `memory` bytes of buffers and the kernels of
     level `kernel`. `files` are globs, `rank` such as `{"tp": 3, "pp": 1}` stands for the files
-    that a rank of a re-sharded folder needs. Digests are remembered in the folder `state`, if one
-    is given. `write_sums` is written in the form of `sha256sum`.
+    that a rank of a re-sharded folder needs. With `experts` the same pass tells what
+    `expert_weights` does, of the whole folder; `arch_file` is the text of an architecture file.
+    Digests are remembered in the folder `state`, if one is given. `write_sums` is written in the
+    form of `sha256sum`.
     """
     with _core_errors():
         text = _core.verify(
@@ -278,6 +281,8 @@ def verify(
             rank=None if rank is None else (rank.get("tp"), rank.get("pp")),
             strict=strict,
             allow_config_edits=allow_config_edits,
+            experts=experts,
+            arch_file=arch_file,
             jobs=jobs,
             memory=memory,
             io=io,
@@ -293,6 +298,7 @@ def verify(
         data,
         truths=build_all(Truth, data["truths"]),
         findings=build_all(Finding, data["findings"]),
+        experts=build_expert_weights(data["experts"]) if data["experts"] else None,
     )
 
 
@@ -321,13 +327,7 @@ def expert_weights(
             kernel=kernel,
             tick=_tick(on_progress),
         )
-    data = json.loads(text)
-    return build(
-        ExpertWeights,
-        data,
-        layers=[build_expert_layer(row) for row in data["layers"]],
-        findings=build_all(ExpertFinding, data["findings"]),
-    )
+    return build_expert_weights(json.loads(text))
 
 
 def synth(

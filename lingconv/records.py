@@ -316,7 +316,10 @@ class Truth:
 
 @dataclass(frozen=True)
 class Verification:
-    """What a verification found; `verdict` is ok, failed or unverifiable."""
+    """What a verification found; `verdict` is ok, failed or unverifiable.
+
+    `experts` is what their weights tell, where that was asked and could be told.
+    """
 
     schema: str
     verdict: str
@@ -328,6 +331,7 @@ class Verification:
     bytes: int
     uncovered: list[str]
     findings: list[Finding]
+    experts: ExpertWeights | None
 
 
 @dataclass(frozen=True)
@@ -405,7 +409,15 @@ class ExpertWeights:
     findings: list[ExpertFinding]
 
 
-def build_expert_layer(row: Mapping[str, Any]) -> ExpertLayer:
+def build_expert_weights(data: Mapping[str, Any]) -> ExpertWeights:
+    """Statistics of their JSON."""
+    layers = [_build_expert_layer(row) for row in data["layers"]]
+    return build(
+        ExpertWeights, data, layers=layers, findings=build_all(ExpertFinding, data["findings"])
+    )
+
+
+def _build_expert_layer(row: Mapping[str, Any]) -> ExpertLayer:
     """A layer of its JSON."""
     router, bias = row["router"], row["bias"]
     return build(

@@ -1,13 +1,16 @@
 //! Verifying a folder.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use lingconv_core::against::remake;
 use lingconv_core::error::{Error, Result};
 use lingconv_core::exec::Progress;
+use lingconv_core::experts::Survey;
 use lingconv_core::io::{Mode, Root};
 use lingconv_core::model::parallel::RankOnly;
+use lingconv_core::numeric;
+use lingconv_core::plan::{original, request::load_model};
 use lingconv_core::verify::selection::Subset;
 use lingconv_core::verify::{self as core, Level, Options, digests};
 use pyo3::prelude::*;
@@ -29,13 +32,29 @@ fn fetched((text, origin, hub, commit, repository): Listing) -> Result<digests::
     Ok(truth)
 }
 
+fn survey(
+    path: &Path,
+    arch_file: Option<&str>,
+    io: Mode,
+    kernel: numeric::Level,
+) -> Result<Survey> {
+    let catalog = original::open(path)?;
+    let model = load_model(&catalog, arch_file)?;
+    Survey::new(catalog, model, io, kernel)
+}
+
 /// Verifies a folder; JSON `lingconv.verify/1`.
 ///
 /// The sources of truth are `against`, a file, or `listing`, fetched from a hub, or
-/// else what the download left in the folder, and `source`, which it was made of.
+/// else what the download left in the folder, and `source`, which it was made of. With `experts`
+/// their weights are looked at in the same pass; `arch_file` is the text of an architecture file.
 #[pyfunction]
-#[pyo3(signature = (path, *, level, against, listing, source, subset, files, rank, strict, allow_config_edits, jobs, memory, io, kernel, state, fresh, write_sums, tick))]
-#[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]
+#[pyo3(signature = (path, *, level, against, listing, source, subset, files, rank, strict, allow_config_edits, experts, arch_file, jobs, memory, io, kernel, state, fresh, write_sums, tick))]
+#[expect(
+    clippy::too_many_arguments,
+    clippy::fn_params_excessive_bools,
+    reason = "keyword arguments of a Python function"
+)]
 pub fn verify(
     py: Python<'_>,
     path: PathBuf,
@@ -48,6 +67,8 @@ pub fn verify(
     rank: Option<(Option<u32>, Option<u32>)>,
     strict: bool,
     allow_config_edits: bool,
+    experts: bool,
+    arch_file: Option<String>,
     jobs: usize,
     memory: u64,
     io: &str,
@@ -77,6 +98,7 @@ pub fn verify(
             files,
             rank: rank.map(|(tp, pp)| RankOnly { tp, pp }),
             remake: None,
+            experts: None,
             strict,
             allow_config_edits,
             jobs,
@@ -98,6 +120,8 @@ pub fn verify(
                 options.truths.insert(0, remake.truth()?);
                 options.remake = Some(remake);
             }
+            let io = options.io;
+            options.experts = experts.then(|| survey(&path, arch_file.as_deref(), io, kernel));
             core::verify(&path, &options, &progress)
         },
         |cancelling| report(py, &progress, cancelling, &tick),

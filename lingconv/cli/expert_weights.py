@@ -47,11 +47,13 @@ def examine(
     if session.console.json:
         session.console.answer_json(asdict(found))
     else:
-        _show(session.console, found, source)
+        show(session.console, found, source)
+        _judge(session.console, found)
     return ExitCode.CHECK if found.findings else ExitCode.DONE
 
 
-def _show(console: Console, found: ExpertWeights, source: Path) -> None:
+def show(console: Console, found: ExpertWeights, source: Path) -> None:
+    """The figures, a row a layer."""
     read = size_text(found.bytes)
     layers = f"{len(found.layers)} layers of {found.experts} experts"
     console.answer(f"{source} · {found.architecture} · {layers} · {read} read", style="bold")
@@ -63,6 +65,9 @@ def _show(console: Console, found: ExpertWeights, source: Path) -> None:
         "router bias less its mean, no load",
         style="dim",
     )
+
+
+def _judge(console: Console, found: ExpertWeights) -> None:
     for finding in found.findings[:NAMED]:
         console.answer(
             f"FAIL  {finding.kind:<9} layer {finding.layer} expert {finding.expert} "

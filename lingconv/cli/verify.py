@@ -14,6 +14,7 @@ from lingconv.cli.options import (
     RANK,
     Command,
     Parsed,
+    arch_option,
     jobs_option,
     memory_option,
     source_argument,
@@ -36,7 +37,7 @@ VERDICTS = {
 MAX_UNCOVERED = 10
 MODELSCOPE = "ModelScope listing"
 # Failures that no download mends.
-NOT_DOWNLOADED = ("extra", "leftover", "unsafe-format")
+NOT_DOWNLOADED = ("extra", "leftover", "unsafe-format", "expert")
 
 
 def _subset(text: str) -> str:
@@ -73,6 +74,12 @@ def _subset(text: str) -> str:
 )
 @click.option("--strict", is_flag=True, help="Notes fail the verification too.")
 @click.option("--allow-config-edits", is_flag=True, help="Accept an edited config.json.")
+@click.option(
+    "--experts",
+    is_flag=True,
+    help="Look at the weights of all experts in the same pass, as `experts stats` does.",
+)
+@arch_option
 @click.option("--fresh", is_flag=True, help="Forget what an earlier verification has read.")
 @click.option(
     "--write-sums",
@@ -100,6 +107,8 @@ def command(session: Session, /, *, source: Path, **options: Any) -> int:
     """
     from lingconv import api
 
+    if options["arch_file"] and not options["experts"]:
+        raise usage_error("--arch needs --experts")
     against: str | None = options.pop("against")
     truth = {} if against is None else _truth(source, against)
     try:
@@ -116,16 +125,22 @@ def command(session: Session, /, *, source: Path, **options: Any) -> int:
             )
     except Interrupted as stop:
         again = session.command(without=("--fresh",))
+        # Neither compared bytes nor the experts of a file are remembered.
+        anew = "source" in truth or options["experts"]
         raise cancelled(
             stop.number,
-            "nothing is kept" if "source" in truth else "files read so far are remembered",
+            "nothing is kept" if anew else "files read so far are remembered",
             path=str(source),
-            hint=f"{'run' if 'source' in truth else 'go on with'} `{again}`",
+            hint=f"{'run' if anew else 'go on with'} `{again}`",
         ) from stop
     if session.console.json:
         session.console.answer_json(asdict(found))
     else:
         _show(session.console, found)
+        if found.experts:
+            from lingconv.cli import expert_weights
+
+            expert_weights.show(session.console, found.experts, source)
     _hint(session.console, found, source)
     return VERDICTS[found.verdict]
 

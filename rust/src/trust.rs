@@ -136,6 +136,7 @@ fn check_small_files(catalog: &Catalog, plan: &Plan, truths: Vec<Truth>) -> Resu
         files: names.iter().map(|name| globset::escape(name)).collect(),
         rank: None,
         remake: None,
+        experts: None,
         strict: false,
         allow_config_edits: false,
         jobs: 1,

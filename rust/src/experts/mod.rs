@@ -2,6 +2,7 @@
 //! twins, experts that are dead or unlike the others of their layer, and how the router sees them.
 //!
 //! - `weight`: one expert's matrix; `router`: the rows and the bias that choose experts
+//! - [`survey`]: the same, of bytes that somebody else reads
 //! - `report`: the answer, layer by layer; `judge`: what in it is unsound
 //!
 //! None of this is load: how often an expert is chosen, weights do not say.
@@ -9,18 +10,23 @@
 mod judge;
 mod report;
 mod router;
+pub mod survey;
 mod weight;
 
+use std::borrow::Borrow;
 use std::collections::VecDeque;
+use std::iter::once;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
 pub use report::{Bias, Errors, Finding, FindingKind, Layer, Projection, Report, Router, Scales};
+pub use survey::Survey;
 
 use crate::catalog::{CONFIG, Catalog};
 use crate::companion::is_scale;
 use crate::error::{Error, Result};
 use crate::exec::Progress;
+use crate::exec::sources::Sources;
 use crate::io::Mode;
 use crate::model::{Model, Role};
 use crate::numeric::Level;
@@ -54,6 +60,7 @@ struct Job {
 }
 
 /// What a look at a tensor gave.
+#[derive(Debug)]
 enum Found {
     Weight(weight::Measured),
     Router(router::Rows),
@@ -64,7 +71,9 @@ enum Found {
 #[derive(Clone, Copy)]
 struct Context<'a> {
     catalog: &'a Catalog,
-    options: &'a Options<'a>,
+    against: Option<&'a Catalog>,
+    io: Mode,
+    level: Level,
     progress: &'a Progress,
 }
 
@@ -79,29 +88,33 @@ pub fn examine(
     options: &Options,
     progress: &Progress,
 ) -> Result<Report> {
+    let (model, mut jobs) = all_jobs(catalog, model)?;
+    if options.bias_only {
+        jobs.retain(|job| job.role == Role::RouterBias);
+    }
+    let &Options { against, io, level, .. } = options;
+    let context = Context { catalog, against, io, level, progress };
+    let bytes = jobs.iter().map(|job| context.bytes(job.tensor)).sum();
+    progress.total.store(bytes, Ordering::Relaxed);
+    let found = context.run(&jobs, options.jobs)?;
+    Ok(Report::new(model, catalog, found, progress.read.load(Ordering::Relaxed)))
+}
+
+/// All there is to look at, in the order in which it lies on disk; an error if no expert is there.
+fn all_jobs<M: Borrow<Model>>(catalog: &Catalog, model: Option<M>) -> Result<(M, Vec<Job>)> {
     let model = model.ok_or_else(|| {
         Error::impossible("the architecture is unknown, so no expert can be told")
             .at(catalog.root.path().join(CONFIG))
             .hint("describe the architecture with --arch FILE")
     })?;
-    let mut jobs = jobs(catalog, model);
+    let jobs = jobs(catalog, model.borrow());
     if !jobs.iter().any(|job| job.expert.is_some()) {
-        return Err(Error::impossible(format!(
-            "{} has no routed experts here",
-            model.architecture()
-        ))
-        .at(catalog.root.path())
-        .hint("see what it holds with `lingconv inspect --tree`"));
+        let name = model.borrow().architecture();
+        return Err(Error::impossible(format!("{name} has no routed experts here"))
+            .at(catalog.root.path())
+            .hint("see what it holds with `lingconv inspect --tree`"));
     }
-    if options.bias_only {
-        jobs.retain(|job| job.role == Role::RouterBias);
-    }
-    let context = Context { catalog, options, progress };
-    let bytes = jobs.iter().map(|job| context.bytes(job.tensor)).sum();
-    progress.total.store(bytes, Ordering::Relaxed);
-    let mut found = context.run(&jobs)?;
-    found.sort_unstable_by_key(|(job, _)| (job.layer, job.role, job.expert));
-    Ok(Report::new(model, catalog, found, progress.read.load(Ordering::Relaxed)))
+    Ok((model, jobs))
 }
 
 /// Experts and routers in the order in which they lie on disk.
@@ -116,7 +129,7 @@ fn jobs(catalog: &Catalog, model: &Model) -> Vec<Job> {
     let mut jobs: Vec<Job> = catalog.tensors.iter().enumerate().filter_map(job).collect();
     jobs.sort_by_key(|job| {
         let tensor = catalog.tensor(job.tensor);
-        (tensor.shard, tensor.offset)
+        (tensor.shard, tensor.offset, tensor.bytes)
     });
     jobs
 }
@@ -125,14 +138,14 @@ impl Context<'_> {
     /// Bytes that are read of a tensor and, in a comparison, of its counterpart.
     fn bytes(&self, tensor: u32) -> u64 {
         let info = self.catalog.tensor(tensor);
-        let other = self.options.against.and_then(|a| Some(a.tensor(a.find(&info.name)?).bytes));
+        let other = self.against.and_then(|a| Some(a.tensor(a.find(&info.name)?).bytes));
         info.bytes + other.unwrap_or(0)
     }
 
-    fn run(&self, jobs: &[Job]) -> Result<Vec<(Job, Found)>> {
-        let threads = match self.options.jobs {
+    fn run(&self, jobs: &[Job], threads: usize) -> Result<Vec<(Job, Found)>> {
+        let threads = match threads {
             0 => PER_CORE * std::thread::available_parallelism().map_or(2, usize::from),
-            jobs => jobs,
+            threads => threads,
         };
         let queue = Mutex::new(VecDeque::from_iter(jobs));
         let all = Mutex::new(Vec::with_capacity(jobs.len()));
@@ -165,10 +178,20 @@ impl Context<'_> {
     }
 
     fn look(&self, job: &Job, room: &mut weight::Room) -> Result<Found> {
+        if job.expert.is_some() {
+            return weight::measure(self, job.tensor, room).map(Found::Weight);
+        }
+        let whole = router::Whole::new(self.catalog, job.tensor)?;
+        let sources = Sources::of_tensors(self.catalog, once(job.tensor), self.io, self.progress)?;
+        let weight::Buffers { data, scratch } = &mut room.own;
+        let range = sources.read(job.tensor, 0, whole.bytes() as usize, data, scratch)?;
+        self.look_at_router(job, &whole, &data.bytes()[range])
+    }
+
+    fn look_at_router(&self, job: &Job, whole: &router::Whole, bytes: &[u8]) -> Result<Found> {
         match job.role {
-            Role::RouterWeight => router::look(self, job.tensor, room).map(Found::Router),
-            Role::RouterBias => router::bias(self, job.tensor, room).map(Found::Bias),
-            _ => weight::measure(self, job.tensor, room).map(Found::Weight),
+            Role::RouterBias => Ok(Found::Bias(whole.bias(bytes))),
+            _ => whole.rows(self, bytes).map(Found::Router),
         }
     }
 }

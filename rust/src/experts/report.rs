@@ -157,9 +157,10 @@ impl Report {
     pub(super) fn new(
         model: &Model,
         catalog: &Catalog,
-        found: Vec<(Job, Found)>,
+        mut found: Vec<(Job, Found)>,
         bytes: u64,
     ) -> Self {
+        found.sort_unstable_by_key(|(job, _)| (job.layer, job.role, job.expert));
         let mut layers: BTreeMap<u32, Raw> = BTreeMap::new();
         for (job, found) in found {
             let raw = layers.entry(job.layer).or_default();

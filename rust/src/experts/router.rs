@@ -5,9 +5,8 @@ use std::collections::HashMap;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::Context;
-use super::weight::{Buffers, Room};
+use crate::catalog::{Catalog, Tensor};
 use crate::error::{Error, Result};
-use crate::exec::sources::Sources;
 use crate::numeric::{Float, dots};
 use crate::transform::float_of;
 
@@ -36,21 +35,46 @@ pub(super) struct Rows {
     pub broken: Vec<u32>,
 }
 
-/// The bias of each expert.
-pub(super) fn bias(context: &Context, tensor: u32, room: &mut Room) -> Result<Vec<f32>> {
-    let (bytes, float) = read(context, tensor, &mut room.own)?;
-    Ok(values(bytes, float).collect())
+/// A router's rows, or the bias of its experts, all bytes of which are looked at together.
+pub(super) struct Whole<'a> {
+    info: &'a Tensor,
+    float: Float,
 }
 
-/// Lengths and angles of the router's rows.
-pub(super) fn look(context: &Context, tensor: u32, room: &mut Room) -> Result<Rows> {
-    let [_, cols] = *context.catalog.tensor(tensor).shape else {
-        let shape = &context.catalog.tensor(tensor).shape;
-        return Err(Error::impossible(format!(
-            "a router of shape {shape:?}, a row an expert is needed"
-        )));
-    };
-    let (bytes, float) = read(context, tensor, &mut room.own)?;
+impl<'a> Whole<'a> {
+    pub(super) fn new(catalog: &'a Catalog, tensor: u32) -> Result<Self> {
+        let info = catalog.tensor(tensor);
+        let float = float_of(info.dtype)
+            .ok_or_else(|| Error::impossible(format!("a router of {} is not known", info.dtype)))?;
+        if info.bytes > MAX_ROUTER {
+            return Err(Error::impossible(format!("a router of more than {MAX_ROUTER} bytes")));
+        }
+        Ok(Self { info, float })
+    }
+
+    /// How many bytes it has.
+    pub(super) fn bytes(&self) -> u64 {
+        self.info.bytes
+    }
+
+    /// The bias of each expert.
+    pub(super) fn bias(&self, bytes: &[u8]) -> Vec<f32> {
+        values(bytes, self.float).collect()
+    }
+
+    /// Lengths and angles of the router's rows.
+    pub(super) fn rows(&self, context: &Context, bytes: &[u8]) -> Result<Rows> {
+        let [_, cols] = *self.info.shape else {
+            return Err(Error::impossible(format!(
+                "a router of shape {:?}, a row an expert is needed",
+                self.info.shape
+            )));
+        };
+        rows(context, bytes, self.float, cols)
+    }
+}
+
+fn rows(context: &Context, bytes: &[u8], float: Float, cols: u64) -> Result<Rows> {
     let width = cols.max(1) as usize;
     let twins = twins(bytes.chunks(width * float.bytes()));
     let mut values: Vec<f32> = values(bytes, float).collect();
@@ -85,7 +109,7 @@ fn angles(context: &Context, rows: &[f32], width: usize) -> Result<(Vec<f64>, Ve
         if context.progress.stopped() {
             return Err(Error::cancelled());
         }
-        let behind = dots(context.options.level, row, &rows[(i + 1) * width..]);
+        let behind = dots(context.level, row, &rows[(i + 1) * width..]);
         for (j, cosine) in (i + 1..).zip(behind) {
             let cosine = f64::from(cosine);
             for (own, other) in [(i, j), (j, i)] {
@@ -140,19 +164,4 @@ fn twins<'a>(rows: impl Iterator<Item = &'a [u8]>) -> Vec<Option<u32>> {
 
 fn values(bytes: &[u8], float: Float) -> impl Iterator<Item = f32> {
     bytes.chunks_exact(float.bytes()).map(move |element| float.read(element))
-}
-
-/// All bytes of a small tensor of wide floats.
-fn read<'b>(context: &Context, tensor: u32, buffers: &'b mut Buffers) -> Result<(&'b [u8], Float)> {
-    let info = context.catalog.tensor(tensor);
-    let float = float_of(info.dtype)
-        .ok_or_else(|| Error::impossible(format!("a router of {} is not known", info.dtype)))?;
-    if info.bytes > MAX_ROUTER {
-        return Err(Error::impossible(format!("a router of more than {MAX_ROUTER} bytes")));
-    }
-    let (catalog, io) = (context.catalog, context.options.io);
-    let sources = Sources::of_tensors(catalog, std::iter::once(tensor), io, context.progress)?;
-    let Buffers { data, scratch } = buffers;
-    let range = sources.read(tensor, 0, info.bytes as usize, data, scratch)?;
-    Ok((&data.bytes()[range], float))
 }

@@ -1,4 +1,4 @@
-//! One matrix of an expert: read once, hashed and measured window by window.
+//! One matrix of an expert: hashed and measured window by window, in one pass over its bytes.
 
 use std::iter::once;
 use std::ops::Range;
@@ -12,7 +12,7 @@ use crate::exec::hash::Xxh3;
 use crate::exec::sources::Sources;
 use crate::io::AlignedBuf;
 use crate::numeric::{
-    ErrorStats, Float, Grid, Moments, Tile, load_scales, measure as measure_error, moments,
+    ErrorStats, Float, Grid, Level, Moments, Tile, load_scales, measure as measure_error, moments,
     moments_of_codes, scan,
 };
 use crate::transform::{float_of, scale_dtype_of};
@@ -59,9 +59,8 @@ enum Form {
     Codes { grid: Grid, scales: Vec<f32>, companion: u32 },
 }
 
-/// A tensor that is being read.
-struct Reader<'a> {
-    sources: Sources<'a>,
+/// A matrix, and all that its values need beside its own bytes.
+pub(super) struct Matrix<'a> {
     catalog: &'a Catalog,
     tensor: u32,
     rows: u64,
@@ -73,52 +72,103 @@ struct Reader<'a> {
     scale_bytes: Vec<u8>,
 }
 
-/// Measures a matrix; with `--against` its distance from its counterpart too.
+/// Measures a matrix whose windows arrive in order, whoever reads them.
+pub(super) struct Meter<'a> {
+    matrix: Matrix<'a>,
+    level: Level,
+    hash: Xxh3,
+    moments: Moments,
+    broken: Option<(String, String)>,
+    /// First row of the next window.
+    next: u64,
+}
+
+impl<'a> Meter<'a> {
+    pub(super) fn new(matrix: Matrix<'a>, level: Level) -> Self {
+        let bad_scale = matrix.bad_scale.as_ref();
+        let broken = bad_scale.map(|what| (matrix.companion_name(), what.clone()));
+        let (hash, moments) = (Xxh3::default(), Moments::default());
+        Self { matrix, level, hash, moments, broken, next: 0 }
+    }
+
+    /// Rows of the next window; none at the end.
+    pub(super) fn window(&self) -> Range<u64> {
+        let step = (WINDOW / self.matrix.cols.max(1) / QUANTUM * QUANTUM).max(QUANTUM);
+        self.next..self.matrix.rows.min(self.next + step)
+    }
+
+    /// Bytes of the next window.
+    pub(super) fn wanted(&self) -> u64 {
+        let rows = self.window();
+        (rows.end - rows.start) * self.matrix.row_bytes()
+    }
+
+    /// Takes the bytes of the next window.
+    pub(super) fn take(&mut self, bytes: &[u8]) {
+        let (matrix, rows) = (&self.matrix, self.window());
+        self.hash.update(bytes);
+        self.next = rows.end;
+        let part = match &matrix.form {
+            Form::Wide(float) => moments(self.level, bytes, *float),
+            Form::Codes { scales, .. } if scales.is_empty() => return,
+            Form::Codes { grid, scales, .. } => {
+                let count = (rows.end - rows.start) as usize;
+                let tile = Tile::packed(bytes, count, matrix.cols as usize, 1);
+                let scales = matrix.scales_of(*grid, scales, &rows);
+                moments_of_codes(self.level, &tile, *grid, scales)
+            }
+        };
+        self.moments.merge(&part);
+        if self.broken.is_none() && !part.is_finite() {
+            let info = matrix.info();
+            let what = not_finite(bytes, info.dtype, rows.start * matrix.cols);
+            self.broken = Some((info.name.to_string(), what));
+        }
+    }
+
+    /// Bytes that were read for the matrix, those of its scales included.
+    pub(super) fn bytes(&self) -> u64 {
+        self.matrix.info().bytes + self.matrix.scale_bytes.len() as u64
+    }
+
+    pub(super) fn finish(mut self) -> Measured {
+        self.hash.update(&self.matrix.scale_bytes);
+        Measured {
+            dtype: self.matrix.info().dtype,
+            moments: self.moments,
+            digest: self.hash.digest(),
+            broken: self.broken,
+            scales: self.matrix.range_of_scales(),
+            error: None,
+        }
+    }
+}
+
+/// Reads and measures a matrix; with `--against` its distance from its counterpart too.
 pub(super) fn measure(context: &Context, tensor: u32, room: &mut Room) -> Result<Measured> {
-    let name = &context.catalog.tensor(tensor).name;
-    let reader = Reader::open(context, context.catalog, tensor, &mut room.own)?;
-    let other = match context.options.against {
+    let own = Reader::open(context, context.catalog, tensor, &mut room.own)?;
+    let other = match context.against {
         None => None,
-        Some(catalog) => Some(counterpart(context, catalog, &reader, name, &mut room.other)?),
+        Some(catalog) => Some(counterpart(context, catalog, &own.matrix, &mut room.other)?),
     };
-    let level = context.options.level;
-    let dtype = context.catalog.tensor(tensor).dtype;
-    let mut hash = Xxh3::default();
-    let mut found = Moments::default();
     let mut error = other.is_some().then(ErrorStats::default);
-    let bad_scale = reader.bad_scale.as_ref().map(|what| (reader.companion_name(), what.clone()));
-    let mut broken = bad_scale;
-    let step = (WINDOW / reader.cols.max(1) / QUANTUM * QUANTUM).max(QUANTUM);
-    for first in (0..reader.rows).step_by(step as usize) {
+    let Reader { sources, matrix } = own;
+    let mut meter = Meter::new(matrix, context.level);
+    while !meter.window().is_empty() {
         if context.progress.stopped() {
             return Err(Error::cancelled());
         }
-        let rows = first..reader.rows.min(first + step);
-        let bytes = reader.read(&rows, &mut room.own)?;
-        hash.update(bytes);
-        let count = (rows.end - rows.start) as usize;
-        let part = match &reader.form {
-            Form::Wide(float) => moments(level, bytes, *float),
-            Form::Codes { scales, .. } if scales.is_empty() => continue,
-            Form::Codes { grid, scales, .. } => {
-                let tile = Tile::packed(bytes, count, reader.cols as usize, 1);
-                moments_of_codes(level, &tile, *grid, reader.scales_of(*grid, scales, &rows))
-            }
-        };
-        found.merge(&part);
-        if broken.is_none() && !part.is_finite() {
-            broken = Some((name.to_string(), not_finite(bytes, dtype, first * reader.cols)));
-        }
-        if let (Some(other), Some(error)) = (&other, &mut error) {
-            let theirs = other.read(&rows, &mut room.other)?;
-            for stripe in distance(context, (&reader, bytes), (other, theirs), &rows) {
+        let rows = meter.window();
+        let bytes = meter.matrix.read(&sources, &rows, &mut room.own)?;
+        if let (Some(Reader { sources, matrix }), Some(error)) = (&other, &mut error) {
+            let theirs = matrix.read(sources, &rows, &mut room.other)?;
+            for stripe in distance(context, (&meter.matrix, bytes), (matrix, theirs), &rows) {
                 error.merge(&stripe);
             }
         }
+        meter.take(bytes);
     }
-    hash.update(&reader.scale_bytes);
-    let (digest, scales) = (hash.digest(), reader.range_of_scales());
-    Ok(Measured { dtype, moments: found, digest, broken, scales, error })
+    Ok(Measured { error, ..meter.finish() })
 }
 
 fn not_finite(bytes: &[u8], dtype: Dtype, before: u64) -> String {
@@ -132,13 +182,12 @@ fn not_finite(bytes: &[u8], dtype: Dtype, before: u64) -> String {
 fn counterpart<'a>(
     context: &Context<'a>,
     catalog: &'a Catalog,
-    own: &Reader,
-    name: &str,
+    own: &Matrix,
     buffers: &mut Buffers,
 ) -> Result<Reader<'a>> {
     let root = || catalog.root.path().to_owned();
     let tensor = catalog
-        .find(name)
+        .find(&own.info().name)
         .ok_or_else(|| Error::invalid("in no file of the other checkpoint").at(root()))?;
     let shape = &catalog.tensor(tensor).shape;
     if **shape != [own.rows, own.cols] {
@@ -148,7 +197,7 @@ fn counterpart<'a>(
         );
     }
     let other = Reader::open(context, catalog, tensor, buffers)?;
-    match (&own.form, &other.form) {
+    match (&own.form, &other.matrix.form) {
         (Form::Wide(_), Form::Codes { .. }) | (Form::Codes { .. }, Form::Wide(_)) => Ok(other),
         _ => Err(Error::impossible("both checkpoints have the same kind of number format")
             .at(root())
@@ -161,8 +210,8 @@ fn counterpart<'a>(
 /// Error of the codes against the wide values, a stripe at a time.
 fn distance(
     context: &Context,
-    own: (&Reader, &[u8]),
-    other: (&Reader, &[u8]),
+    own: (&Matrix, &[u8]),
+    other: (&Matrix, &[u8]),
     rows: &Range<u64>,
 ) -> Vec<ErrorStats> {
     let (wide, coded) = match own.0.form {
@@ -179,11 +228,31 @@ fn distance(
     let (count, cols) = ((rows.end - rows.start) as usize, wide.0.cols as usize);
     let tile = Tile::packed(wide.1, count, cols, float.bytes());
     let scales = coded.0.scales_of(*grid, scales, rows);
-    measure_error(context.options.level, &tile, *float, *grid, coded.1, scales)
+    measure_error(context.level, &tile, *float, *grid, coded.1, scales)
+}
+
+/// A matrix and the files that hold it.
+struct Reader<'a> {
+    sources: Sources<'a>,
+    matrix: Matrix<'a>,
 }
 
 impl<'a> Reader<'a> {
     fn open(
+        context: &Context<'a>,
+        catalog: &'a Catalog,
+        tensor: u32,
+        buffers: &mut Buffers,
+    ) -> Result<Self> {
+        let matrix = Matrix::open(context, catalog, tensor, buffers)?;
+        let sources = Sources::of_tensors(catalog, once(tensor), context.io, context.progress)?;
+        Ok(Self { sources, matrix })
+    }
+}
+
+impl<'a> Matrix<'a> {
+    /// Reads the scales of the matrix, if it has any, and nothing else.
+    pub(super) fn open(
         context: &Context<'a>,
         catalog: &'a Catalog,
         tensor: u32,
@@ -199,8 +268,6 @@ impl<'a> Reader<'a> {
         }
         let coded = info.dtype == Dtype::F8E4M3;
         let companion = if coded { Some(companion_of(catalog, info)?) } else { None };
-        let tensors = once(tensor).chain(companion.as_ref().map(|(index, _)| *index));
-        let sources = Sources::of_tensors(catalog, tensors, context.options.io, context.progress)?;
         let form = match (float_of(info.dtype), companion) {
             (Some(float), _) => Form::Wide(float),
             (None, Some((companion, grid))) => Form::Codes { grid, scales: Vec::new(), companion },
@@ -208,26 +275,18 @@ impl<'a> Reader<'a> {
                 return Err(Error::impossible(format!("values of {} are not known", info.dtype)));
             }
         };
-        let mut reader = Self {
-            sources,
-            catalog,
-            tensor,
-            rows,
-            cols,
-            form,
-            bad_scale: None,
-            scale_bytes: Vec::new(),
-        };
-        reader.load_scales(buffers)?;
-        Ok(reader)
+        let (bad_scale, scale_bytes) = (None, Vec::new());
+        let mut matrix = Self { catalog, tensor, rows, cols, form, bad_scale, scale_bytes };
+        matrix.load_scales(context, buffers)?;
+        Ok(matrix)
     }
 
-    fn load_scales(&mut self, buffers: &mut Buffers) -> Result<()> {
+    fn load_scales(&mut self, context: &Context, buffers: &mut Buffers) -> Result<()> {
         let Form::Codes { companion, scales, .. } = &mut self.form else { return Ok(()) };
-        let info = self.catalog.tensor(*companion);
-        let length = info.bytes as usize;
+        let (catalog, info) = (self.catalog, self.catalog.tensor(*companion));
+        let sources = Sources::of_tensors(catalog, once(*companion), context.io, context.progress)?;
         let Buffers { data, scratch } = buffers;
-        let range = self.sources.read(*companion, 0, length, data, scratch)?;
+        let range = sources.read(*companion, 0, info.bytes as usize, data, scratch)?;
         self.scale_bytes = data.bytes()[range].to_vec();
         let Some(dtype) = scale_dtype_of(info.dtype) else { return Ok(()) };
         match load_scales(&self.scale_bytes, dtype) {
@@ -240,13 +299,24 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn read<'b>(&self, rows: &Range<u64>, buffers: &'b mut Buffers) -> Result<&'b [u8]> {
-        let unit = self.catalog.tensor(self.tensor).dtype.bits() / 8;
-        let row = self.cols * unit;
-        let length = (rows.end - rows.start) * row;
+    fn info(&self) -> &'a Tensor {
+        self.catalog.tensor(self.tensor)
+    }
+
+    fn row_bytes(&self) -> u64 {
+        self.cols * (self.info().dtype.bits() / 8)
+    }
+
+    fn read<'b>(
+        &self,
+        sources: &Sources,
+        rows: &Range<u64>,
+        buffers: &'b mut Buffers,
+    ) -> Result<&'b [u8]> {
+        let row = self.row_bytes();
+        let (start, length) = (rows.start * row, (rows.end - rows.start) * row);
         let Buffers { data, scratch } = buffers;
-        let start = rows.start * row;
-        let range = self.sources.read(self.tensor, start, length as usize, data, scratch)?;
+        let range = sources.read(self.tensor, start, length as usize, data, scratch)?;
         Ok(&data.bytes()[range])
     }
 

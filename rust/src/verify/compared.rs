@@ -8,8 +8,8 @@ use super::findings::{Category, Finding};
 use super::reading::{FileJob, Reading, compare};
 use super::state::Remembered;
 use crate::error::Result;
-use crate::exec::Sink;
 use crate::exec::fold::DoneOutput;
+use crate::exec::{Progress, Sink};
 use crate::io::{AlignedBuf, Mode, Root, SourceFile};
 use crate::plan::OutputFile;
 
@@ -50,6 +50,7 @@ impl<'a> Compared<'a> {
         job: &'a FileJob<'a>,
         io: Mode,
         chunk: usize,
+        progress: &'a Progress,
     ) -> Self {
         Self {
             job,
@@ -59,7 +60,7 @@ impl<'a> Compared<'a> {
             buffer: AlignedBuf::default(),
             ready: 0..0,
             position: 0,
-            scan: FileScan::new(&job.name, job.shard, &job.tensors, job.content),
+            scan: FileScan::new(job, progress),
             differences: BTreeMap::new(),
         }
     }

@@ -1,13 +1,17 @@
-//! The scan of tensor data: NaN and infinity, zeros, scales, and per-tensor digests, in one pass.
+//! The scan of tensor data: NaN and infinity, zeros, scales, per-tensor digests and what experts are
+//! like, in one pass.
 
 use std::collections::HashMap;
 
 use super::digests::TensorDigest;
 use super::findings::{Category, Finding};
+use super::reading::FileJob;
 use super::structure::Shard;
 use crate::companion;
 use crate::dtype::Dtype;
+use crate::exec::Progress;
 use crate::exec::hash::Xxh3;
+use crate::experts::survey::Follower;
 use crate::header::Entry;
 use crate::numeric::{SCAN_PAGE, load_scales, scan};
 use crate::transform::scale_dtype_of;
@@ -26,6 +30,7 @@ pub struct FileScan<'a> {
     /// Digests that tensors should have, by where they begin and end in the file.
     digests: HashMap<(u64, u64), &'a TensorDigest>,
     content: bool,
+    experts: Option<Follower<'a>>,
     next: usize,
     current: Option<TensorScan>,
     position: u64,
@@ -46,19 +51,14 @@ struct TensorScan {
 }
 
 impl<'a> FileScan<'a> {
-    /// A scan of `file`; `shard` if its header is known, `content` if values are to be judged.
-    pub fn new(
-        file: &'a str,
-        shard: Option<&'a Shard>,
-        digests: &'a [TensorDigest],
-        content: bool,
-    ) -> Self {
-        let digests = digests.iter().map(|d| ((d.begin, d.end), d)).collect();
+    /// A scan for what `job` asks.
+    pub(super) fn new(job: &'a FileJob<'a>, progress: &'a Progress) -> Self {
         Self {
-            file,
-            shard,
-            digests,
-            content,
+            file: &job.name,
+            shard: job.shard,
+            digests: job.tensors.iter().map(|d| ((d.begin, d.end), d)).collect(),
+            content: job.content,
+            experts: job.survey.map(|survey| survey.follow(&job.name, progress)),
             next: 0,
             current: None,
             position: 0,
@@ -68,6 +68,9 @@ impl<'a> FileScan<'a> {
 
     /// Takes the next bytes of the file.
     pub fn update(&mut self, mut bytes: &[u8]) {
+        if let Some(experts) = &mut self.experts {
+            experts.update(bytes);
+        }
         let Some(shard) = self.shard else { return };
         if !self.content && self.digests.is_empty() {
             return;

@@ -13,11 +13,12 @@ use super::remake::Remake;
 use super::selection::{Selection, Subset};
 use super::state::SavedState;
 use super::structure::{Structure, examine, stand_in, start_of};
-use super::{Level, edits, folder};
+use super::{Level, edits, experts, folder};
 use crate::catalog::{CONFIG, MANIFEST};
 use crate::error::{Error, Result};
 use crate::exec::Progress;
 use crate::exec::publish::{SELF_ATTESTED, SUMS, sum_line};
+use crate::experts::Survey;
 use crate::io::{Mode, Root, small};
 use crate::model::parallel::RankOnly;
 
@@ -41,6 +42,8 @@ pub struct Options {
     pub rank: Option<RankOnly>,
     /// The source that the folder was made of, to hold it against.
     pub remake: Option<Remake>,
+    /// Look at the weights of experts in the same pass, or why that cannot be done.
+    pub experts: Option<Result<Survey>>,
     /// Notes fail the verification.
     pub strict: bool,
     /// A config.json that is not the published one is a note.
@@ -59,6 +62,7 @@ pub struct Options {
 
 /// Verifies the folder `path`.
 pub fn verify(path: &Path, options: &Options, progress: &Progress) -> Result<Report> {
+    experts::check(options)?;
     let root = Root::open(path)?;
     let names = root.names(folder::DEPTH)?;
     let read = options.truths.iter().any(|t| t.kind == digests::Kind::Manifest);
@@ -224,12 +228,16 @@ impl Verification<'_> {
             let digests = expected.iter().flat_map(|e| e.digests.clone()).collect::<Vec<_>>();
             let scanned = content && shards.contains_key(name.as_str());
             let sum = self.options.write_sums.is_some();
-            if digests.is_empty() && !scanned && !sum && !self.is_remade(&name) {
+            let survey = self.options.experts.as_ref().and_then(|s| s.as_ref().ok());
+            let survey = survey.filter(|survey| survey.wants(&name));
+            let unread = digests.is_empty() && !scanned && !sum && survey.is_none();
+            if unread && !self.is_remade(&name) {
                 continue;
             }
             let tensors = expected.iter().flat_map(|e| e.tensors.clone()).collect();
             let shard = shards.get(name.as_str()).copied().filter(|_| !failed(&name));
-            jobs.push(FileJob { name, size, digests, tensors, shard, content: scanned, sum });
+            let content = scanned;
+            jobs.push(FileJob { name, size, digests, tensors, shard, content, sum, survey });
         }
         jobs.sort_by_key(|j| std::cmp::Reverse(j.size));
         jobs
@@ -280,6 +288,8 @@ impl Verification<'_> {
     fn report(mut self, reading: Reading, selected: &dyn Fn(&str) -> bool) -> Report {
         let mut findings = std::mem::take(&mut self.findings);
         findings.extend(reading.findings);
+        let survey = self.options.experts.as_ref();
+        let experts = survey.and_then(|s| experts::judge(s, self.root.path(), &mut findings));
         for finding in &mut findings {
             if is_config(&finding.file) && finding.category == Category::Checksum {
                 finding.category = Category::ConfigEdited;
@@ -321,6 +331,7 @@ impl Verification<'_> {
             bytes: reading.bytes,
             uncovered: uncovered.map(|n| (*n).clone()).collect(),
             findings,
+            experts,
         }
     }
 

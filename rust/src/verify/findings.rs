@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::experts;
+
 /// Kind of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -44,6 +46,8 @@ pub enum Category {
     ZeroTensor,
     /// A long run of zeros inside a tensor.
     ZeroRange,
+    /// An expert or a gate row that is unlike the others, or why none could be looked at.
+    Expert,
     /// What a broken download leaves.
     Leftover,
     /// A file that the source of truth does not list.
@@ -124,7 +128,7 @@ pub struct UsedTruth {
 }
 
 /// Everything that a verification found.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Serialize)]
 pub struct Report {
     /// Form of this report.
     pub schema: &'static str,
@@ -146,4 +150,6 @@ pub struct Report {
     pub uncovered: Vec<String>,
     /// Findings, failures first.
     pub findings: Vec<Finding>,
+    /// What the weights of experts tell, where that was asked and could be told.
+    pub experts: Option<experts::Report>,
 }

@@ -3,8 +3,9 @@
 //! Four levels, each including the ones before: headers, sizes, checksums, content. What a file
 //! should be is said by a source of truth ([`digests`]); what a checkpoint should be is said by its
 //! own index, headers and config ([`structure`]). Bytes are read once for everything that needs
-//! them ([`engine`]): whole-file digests, digests of tensors, and the scan of [`content`]. What was
-//! converted can also be held against its source, converted again ([`remake`]).
+//! them ([`engine`]): whole-file digests, digests of tensors, the scan of [`content`], and what the
+//! weights of experts tell. What was converted can also be held against its source, converted again
+//! ([`remake`]).
 //!
 //! Nothing here stops at the first problem. Every problem becomes a [`Finding`] with a category, a
 //! file and, where possible, a tensor; the caller decides what they mean for the exit code by
@@ -16,6 +17,7 @@ pub mod cut;
 pub mod digests;
 pub(crate) mod edits;
 pub mod engine;
+mod experts;
 pub mod findings;
 mod folder;
 mod reading;
@@ -41,11 +43,15 @@ pub fn damaged_truth(path: &Path, error: Error) -> Result<Finding, Error> {
     if !matches!(error.kind, Kind::Invalid | Kind::Io) {
         return Err(error);
     }
-    let file = error.path.as_deref().unwrap_or(path);
-    let whole = path.canonicalize().ok();
-    let inside = file.strip_prefix(path).ok().or_else(|| file.strip_prefix(whole.as_ref()?).ok());
-    let file = inside.unwrap_or(file).display().to_string();
+    let file = name_in(path, error.path.as_deref().unwrap_or(path));
     Ok(Finding::failure(Category::DamagedTruth, file, error.message))
+}
+
+/// Name of `file` in `folder`, as findings have it.
+fn name_in(folder: &Path, file: &Path) -> String {
+    let whole = folder.canonicalize().ok();
+    let inside = file.strip_prefix(folder).ok().or_else(|| file.strip_prefix(whole.as_ref()?).ok());
+    inside.unwrap_or(file).display().to_string()
 }
 
 /// How much is checked; each level includes the ones before.

@@ -20,6 +20,7 @@ use crate::error::{Error, Kind, Result};
 use crate::exec::Progress;
 use crate::exec::hash::hex;
 use crate::exec::sha256::Stream;
+use crate::experts::Survey;
 use crate::io::{AlignedBuf, Mode, Root, SourceFile};
 
 /// Bytes read at a time: small enough to be hashed out of the cache.
@@ -42,6 +43,8 @@ pub(super) struct FileJob<'a> {
     pub content: bool,
     /// Its SHA-256 is wanted even if there is none to compare with.
     pub sum: bool,
+    /// Who measures the experts in it.
+    pub survey: Option<&'a Survey>,
 }
 
 /// What reading found.
@@ -143,7 +146,7 @@ pub(super) fn read_files<'j>(
     Ok(reading)
 }
 
-/// Opens the next file of which an earlier run remembers nothing.
+/// Opens the next file of which an earlier run does not remember all that is asked.
 fn open_next<'s, 'j: 's>(
     pass: Pass<'s>,
     scope: &'s Scope<'s, '_>,
@@ -161,7 +164,10 @@ fn open_next<'s, 'j: 's>(
         };
         let key = pass.saved.map(|_| Key::of(&job.name, &file)).transpose()?;
         let known = pass.saved.zip(key.as_ref()).and_then(|(s, k)| s.find(k, job.content));
-        let answers = |k: &Remembered| k.answers(&job.digests) && (k.sha256.is_some() || !job.sum);
+        let answers = |k: &Remembered| {
+            // What experts are like is not remembered.
+            k.answers(&job.digests) && (k.sha256.is_some() || !job.sum) && job.survey.is_none()
+        };
         if let Some(known) = known.filter(answers) {
             pass.progress.add_resumed(job.size);
             reading.resumed += 1;
@@ -181,7 +187,7 @@ struct Lane<'s, 'j> {
     job: &'j FileJob<'j>,
     key: Option<Key>,
     hashes: Hashes,
-    scan: FileScan<'j>,
+    scan: FileScan<'s>,
     full: Receiver<Chunk>,
     free: SyncSender<AlignedBuf>,
     /// `None` at the end of the file, or of reading it.
@@ -189,7 +195,7 @@ struct Lane<'s, 'j> {
     reader: ScopedJoinHandle<'s, Result<()>>,
 }
 
-impl<'s, 'j> Lane<'s, 'j> {
+impl<'s, 'j: 's> Lane<'s, 'j> {
     fn open(
         pass: Pass<'s>,
         scope: &'s Scope<'s, '_>,
@@ -205,7 +211,7 @@ impl<'s, 'j> Lane<'s, 'j> {
         pass.progress.begin(&job.name);
         let (size, progress) = (job.size, pass.progress);
         let reader = scope.spawn(move || read_ahead(&file, size, progress, &free_out, &full_in));
-        let scan = FileScan::new(&job.name, job.shard, &job.tensors, job.content);
+        let scan = FileScan::new(job, pass.progress);
         Self { job, key, hashes: Hashes::new(job), scan, full, free, chunk: None, reader }
     }
 

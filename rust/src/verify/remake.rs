@@ -91,7 +91,7 @@ impl Remake {
         let open = |task: &'r Task, chunk: usize| {
             let sink = |output: &'r OutputFile| {
                 let job = jobs.get(&output.path)?;
-                Some(Compared::open(root, output, job, options.io, chunk))
+                Some(Compared::open(root, output, job, options.io, chunk, progress))
             };
             task.outputs.iter().map(sink).collect::<Vec<_>>()
         };

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kernels import CONVERSION, kernel_rates
-from racing import Racer, machine, machine_text, options, save
+from racing import Racer, machine, machine_text, options, remove, save
 
 import lingconv
 from ordeal import Words, quantize
@@ -46,15 +46,6 @@ class Contender(Racer):
     def compared(self, copy_pace: float) -> dict[str, Any]:
         """Figures; `copy_pace` is the time that cp takes for a byte."""
         return self.figures() | {"ratio_to_cp": round(self.wall / self.size / copy_pace, 3)}
-
-
-def remove(path: Path) -> None:
-    """Remove a file or folder, if it is there."""
-    if path.is_dir():
-        for entry in path.iterdir():
-            remove(entry)
-        path.rmdir()
-    path.unlink(missing_ok=True)
 
 
 def contenders(folder: Path, experts: int, torch_python: Path | None) -> list[Contender]:

@@ -92,6 +92,15 @@ def chill(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def remove(path: Path) -> None:
+    """Remove a file or folder, if it is there."""
+    if path.is_dir():
+        for entry in path.iterdir():
+            remove(entry)
+        path.rmdir()
+    path.unlink(missing_ok=True)
+
+
 def cached_share(path: Path) -> float:
     """Share of probes of a file that the page cache answers."""
     with path.open("rb", buffering=0) as file:

@@ -14,9 +14,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from racing import chill, machine, machine_text, options, save
+from racing import chill, machine, machine_text, options, remove, save
 
-from bench import COPY, Contender, remove
+from bench import COPY, Contender
 from measure import Cost, cost_of, cost_of_lingconv
 from ordeal import Words
 from support import COMMAND, succeed

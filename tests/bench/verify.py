@@ -1,4 +1,5 @@
-"""One table: what `lingconv verify` costs beside the usual ways to check sums, and its bounds.
+"""One table: what `lingconv verify` costs beside the usual ways to check sums, and its bounds; and
+what verifying adds to a conversion, in a pass of its own or in the same one.
 
 In memory the bound is the rate of `sha2` on every core used; cold it is also what the disk gives to
 `dd` with direct I/O. All are measured in one run, in turns, on files that are removed at the end.
@@ -6,6 +7,7 @@ In memory the bound is the rate of `sha2` on every core used; cold it is also wh
 
 from __future__ import annotations
 
+import shlex
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from kernels import DIGESTS, kernel_rates
-from racing import GIGABYTE, Racer, chill, machine, machine_text, options, save
+from racing import GIGABYTE, Racer, chill, machine, machine_text, options, remove, save
 
 from measure import Cost, cost_of
 from ordeal import Words, quantize
@@ -67,6 +69,18 @@ class Reader(Racer):
         return cost
 
 
+@dataclass
+class Converter(Racer):
+    """A command that ends with a converted checkpoint; its rates count the bytes of the source."""
+
+    output: Path
+
+    def prepare(self) -> None:
+        """No output yet."""
+        remove(self.output)
+        super().prepare()
+
+
 def sources(folder: Path, experts: int) -> tuple[Path, Path]:
     """A checkpoint in four shards with sums beside it, and its FP8 form with sums and manifest."""
     bf16, fp8 = folder / "bf16", folder / "fp8"
@@ -102,14 +116,35 @@ def readers(folder: Path, experts: int) -> list[Reader]:
         reader("verify, 1 job", bf16, "-j1", bound=1),
         reader("verify, 2 jobs", bf16, "-j2", bound=2),
         reader("verify, 2 jobs, content", bf16, "-j2", *content, bound=2),
+        reader("verify, 2 jobs, experts", bf16, "-j2", *content, "--experts", bound=2),
         reader("verify FP8, 2 jobs", fp8, "-j2", bound=2),
         reader("verify FP8, 2 jobs, content", fp8, "-j2", *content, bound=2),
+        reader("verify FP8, 2 jobs, experts", fp8, "-j2", *content, "--experts", bound=2),
         reader("dd, 1 reader", bf16, "sh", "-c", DISK, "sh", "1", cold=True),
         reader("dd, 2 readers", bf16, "sh", "-c", DISK, "sh", "2", cold=True),
         reader(HASHLIB_NAME, bf16, *hashlib, cold=True),
         reader("verify, 1 job", bf16, "-j1", bound=1, cold=True),
         reader("verify, 2 jobs", bf16, "-j2", bound=2, cold=True),
         reader("verify, 2 jobs, content", bf16, "-j2", *content, bound=2, cold=True),
+    ]
+
+
+def converters(folder: Path, bf16: Path) -> list[Converter]:
+    """A conversion without verifying, after a verification, and with it in the same pass."""
+    output, files = folder / "out", sorted(bf16.glob(FILES))
+    size = sum(path.stat().st_size for path in files)
+    variables = {"XDG_STATE_HOME": str(folder / "state")}
+
+    def converter(name: str, *words: str | Path) -> Converter:
+        return Converter(name, words, files, size, output, variables=variables)
+
+    own = (*COMMAND, *quantize(bf16, output, "-j2", "--quiet"))
+    verify = (*COMMAND, "verify", bf16, "--fresh", "-j2", "--quiet")
+    both = shlex.join(map(str, verify)) + " && " + shlex.join(map(str, own))
+    return [
+        converter("quantize", *own),
+        converter("verify, then quantize", "sh", "-c", both),
+        converter("quantize --verify-source", *own, "--verify-source"),
     ]
 
 
@@ -136,10 +171,11 @@ def rows(racers: list[Reader], sha2: float, disk: float) -> list[dict[str, Any]]
 
 
 def content_shares(racers: list[Reader]) -> dict[str, float]:
-    """What the scan of values adds to the CPU seconds of the same verification without it."""
+    """What the scan of values, and of experts, adds to the CPU seconds of the same verification
+    without it."""
     cpu = {racer.name: racer.cpu for racer in racers if not racer.cold}
-    scanned = (name for name in cpu if name.endswith(", content"))
-    return {name: round(cpu[name] / cpu[name.removesuffix(", content")] - 1, 3) for name in scanned}
+    plain = {name: name.removesuffix(", content").removesuffix(", experts") for name in cpu}
+    return {name: round(cpu[name] / cpu[plain[name]] - 1, 3) for name in cpu if name != plain[name]}
 
 
 def table(report: dict[str, Any]) -> str:
@@ -158,6 +194,12 @@ def table(report: dict[str, Any]) -> str:
             cells = [row[key] for key in (*KEYS, "cpu_seconds_per_gb")]
             numbers = "".join(f"{'–':>10}" if cell is None else f"{cell:10.2f}" for cell in cells)
             lines.append(f"{row['name']:28}{numbers}{row['peak_mb']:10}")
+    titles = ("converting", "wall s", "least", "most", "GB/s", "CPU-s/GB", "peak MB")
+    lines += ["", f"{titles[0]:28}" + "".join(f"{title:>10}" for title in titles[1:])]
+    for row in report["conversions"]:
+        cells = [row[key] for key in (*KEYS[:4], "cpu_seconds_per_gb")]
+        numbers = "".join(f"{cell:10.2f}" for cell in cells)
+        lines.append(f"{row['name']:28}{numbers}{row['peak_mb']:10}")
     lines.append("")
     lines += [f"{name}: {share:+.0%} CPU" for name, share in report["content_adds"].items()]
     return "\n".join(lines) + "\n"
@@ -166,14 +208,15 @@ def table(report: dict[str, Any]) -> str:
 def main() -> int:
     """Measure, print, save."""
     args = options(
-        __doc__, experts="about 0.1 GB of BF16 each", free="7 GB", save="bench-verify.json"
+        __doc__, experts="about 0.1 GB of BF16 each", free="10 GB", save="bench-verify.json"
     ).parse_args()
     report: dict[str, Any] = {"schema": "lingconv.bench-verify/1", "machine": machine()}
     rates = []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         racers = readers(Path(folder), args.experts)
+        conversions = converters(Path(folder), Path(folder) / "bf16")
         for _ in range(args.rounds):
-            for racer in racers:
+            for racer in (*racers, *conversions):
                 racer.run()
             rates.append(sha2_rate())
     disk = max(racer.size / racer.wall for racer in racers if racer.name.startswith("dd"))
@@ -181,6 +224,7 @@ def main() -> int:
     report["sha2"] = median(rates)
     report["disk"] = round(disk / GIGABYTE, 2)
     report["commands"] = rows(racers, report["sha2"], report["disk"])
+    report["conversions"] = [racer.figures() for racer in conversions]
     report["content_adds"] = content_shares(racers)
     save(report, args.save)
     sys.stdout.write(f"{table(report)}\nsaved to {args.save}\n")

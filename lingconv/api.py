@@ -17,11 +17,11 @@ from typing import Any, Literal
 from lingconv import _core
 from lingconv.config import DEFAULT_MEMORY
 from lingconv.errors import Error
+from lingconv.expert_records import ExpertWeights, build_expert_weights
 from lingconv.records import (
     Count,
     Dialect,
     DtypeRow,
-    ExpertWeights,
     Finding,
     Fit,
     Format,
@@ -44,7 +44,6 @@ from lingconv.records import (
     Verification,
     build,
     build_all,
-    build_expert_weights,
 )
 from lingconv.request import Request as Request
 from lingconv.request import Reshard as Reshard

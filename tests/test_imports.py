@@ -25,8 +25,27 @@ ALONE = {
     "jinja2": {"report"},
     "click": {"cli"},
 }
-CLI_MAY_IMPORT = {"api", "cli", "config", "console", "errors", "hub", "progress", "records"}
-CLI_MAY_IMPORT |= {"experts", "outputs", "probing", "report", "runs", "signals", "units"}
+CLI_MAY_IMPORT = {
+    "api",
+    "cli",
+    "config",
+    "console",
+    "errors",
+    "expert_records",
+    "hub",
+    "progress",
+    "records",
+}
+CLI_MAY_IMPORT |= {
+    "expert_records",
+    "experts",
+    "outputs",
+    "probing",
+    "report",
+    "runs",
+    "signals",
+    "units",
+}
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:

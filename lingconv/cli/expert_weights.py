@@ -15,7 +15,7 @@ from lingconv.units import size_text
 
 if TYPE_CHECKING:
     from lingconv.console import Console
-    from lingconv.records import ExpertLayer, ExpertWeights, Projection
+    from lingconv.expert_records import ExpertLayer, ExpertWeights, Projection
 
 NAMED = 20
 

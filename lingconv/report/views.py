@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from lingconv.expert_records import RouterBias
 from lingconv.experts import Balance, Placement
-from lingconv.records import RouterBias
 from lingconv.report.manifest import TensorError
 
 SOUND_SQNR_DB = 30.5

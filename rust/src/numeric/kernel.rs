@@ -1,7 +1,7 @@
 //! The fast bodies: row-order sweeps over a stripe of blocks, compiled once per instruction set.
 //!
-//! A stripe is one block high. Its columns are taken in groups small enough to be found in cache when, their maxima
-//! known, they are read a second time to be encoded. Each group is encoded while the next is read.
+//! A stripe is one block high and as wide as the matrix: memory is fastest where whole rows follow one another. Each
+//! stripe is encoded, its maxima known, while the next is read.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -13,9 +13,6 @@ use super::tile::{Grid, NonFinite, Tile};
 
 /// Elements handled as one fixed-size array, so that the compiler knows the trip count.
 const RUN: usize = 128;
-
-/// Input bytes of a column group of one stripe.
-const GROUP_BYTES: usize = 512 << 10;
 
 /// [`super::encode`] for every level but scalar.
 pub(super) fn encode<S: Source>(
@@ -62,12 +59,11 @@ impl<S: Source> Kernel for Encode<'_, S> {
     #[inline(always)]
     fn run<const FMA: bool>(self) -> Self::Output {
         let Self { input, encoding, q, scales, .. } = self;
-        let (high, wide) = encoding.grid.block(input.cols);
-        let in_group = GROUP_BYTES / (high * wide * S::FLOAT.bytes());
-        let mut windows = windows(input, encoding.grid, in_group);
-        let mut ready = Window::default();
+        let (_, wide) = encoding.grid.block(input.cols);
+        let mut stripes = stripes(input, encoding.grid);
+        let mut ready = Stripe::default();
         loop {
-            let next = windows.next().unwrap_or_default();
+            let next = stripes.next().unwrap_or_default();
             let (done, rest) = scales.split_at_mut(ready.blocks.end);
             let maxima = &mut rest[..next.blocks.len()];
             maxima.fill(0.0);
@@ -114,13 +110,13 @@ impl<S: Source> Kernel for EncodeWithScales<'_, S> {
     fn run<const FMA: bool>(self) {
         let Self { input, grid, quotient, scales, q, .. } = self;
         let (_, wide) = grid.block(input.cols);
-        for ready in windows(input, grid, usize::MAX) {
+        for ready in stripes(input, grid) {
             let scales = &scales[ready.blocks.clone()];
             sweep::<S, FMA>(
                 input,
                 wide,
                 quotient,
-                (&Window::default(), &mut []),
+                (&Stripe::default(), &mut []),
                 (&ready, scales),
                 q,
             );
@@ -154,54 +150,46 @@ impl Kernel for Decode<'_> {
     }
 }
 
-/// A group of neighbouring blocks of one stripe.
+/// Rows that share scales.
 #[derive(Clone, Default)]
-struct Window {
+struct Stripe {
     rows: Range<usize>,
-    cols: Range<usize>,
-    /// Their positions in the scale tensor.
+    /// Positions of its blocks in the scale tensor.
     blocks: Range<usize>,
 }
 
-impl Window {
-    /// The window's part of its `index`-th row; nothing past the last.
+impl Stripe {
+    /// Its `index`-th row; nothing past the last.
     #[inline(always)]
     fn row<'a, S: Source>(&self, input: &Tile<'a>, index: usize) -> &'a [S::Raw] {
         if index < self.rows.len() {
-            &S::split(input.row(self.rows.start + index, S::FLOAT.bytes()))[self.cols.clone()]
+            S::split(input.row(self.rows.start + index, S::FLOAT.bytes()))
         } else {
             &[]
         }
     }
 }
 
-/// The windows of a tile, at most `in_group` blocks each, in the order of their scales.
-fn windows(input: &Tile<'_>, grid: Grid, in_group: usize) -> impl Iterator<Item = Window> {
+/// The stripes of a tile, in the order of their scales.
+fn stripes(input: &Tile<'_>, grid: Grid) -> impl Iterator<Item = Stripe> {
     let (rows, cols) = (input.rows, input.cols);
     let (high, wide) = grid.block(cols);
     let blocks = cols.div_ceil(wide);
-    let in_group = in_group.clamp(1, blocks.max(1));
-    (0..rows).step_by(high).enumerate().flat_map(move |(stripe, row)| {
-        (0..blocks).step_by(in_group).map(move |first| {
-            let end = blocks.min(first + in_group);
-            Window {
-                rows: row..rows.min(row + high),
-                cols: first * wide..cols.min(end * wide),
-                blocks: stripe * blocks + first..stripe * blocks + end,
-            }
-        })
+    (0..rows).step_by(high).enumerate().map(move |(stripe, row)| Stripe {
+        rows: row..rows.min(row + high),
+        blocks: stripe * blocks..(stripe + 1) * blocks,
     })
 }
 
-/// Encodes the window that has its scales while it reads the next one for its maxima, block by block in row order:
+/// Encodes the stripe that has its scales while it reads the next one for its maxima, block by block in row order:
 /// reading waits for memory, encoding for the vector units. Returns the largest magnitude bits read.
 #[inline(always)]
 fn sweep<S: Source, const FMA: bool>(
     input: &Tile<'_>,
     wide: usize,
     quotient: Quotient,
-    (next, maxima): (&Window, &mut [f32]),
-    (ready, scales): (&Window, &[f32]),
+    (next, maxima): (&Stripe, &mut [f32]),
+    (ready, scales): (&Stripe, &[f32]),
     q: &mut [u8],
 ) -> u32 {
     let mut top = 0;
@@ -209,7 +197,7 @@ fn sweep<S: Source, const FMA: bool>(
     for row in 0..next.rows.len().max(ready.rows.len()) {
         let mut reading = next.row::<S>(input, row).chunks(wide).zip(&mut *maxima);
         let weights = ready.row::<S>(input, row);
-        let first = ((ready.rows.start + row) * input.cols + ready.cols.start).min(q.len());
+        let first = ((ready.rows.start + row) * input.cols).min(q.len());
         let codes = &mut q[first..][..weights.len()];
         let mut encoding = weights.chunks(wide).zip(codes.chunks_mut(wide)).zip(scales);
         for _ in 0..steps {

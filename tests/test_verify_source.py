@@ -8,9 +8,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from lingconv.reference import open_checkpoint
+from lingconv.reference.storage import read_headers
+from lingconv.units import size_text
 from ordeal import Words, digests, killed, quantize
 from support import (
     EXPERT,
@@ -24,6 +29,7 @@ from support import (
     succeed,
 )
 
+KINDS = {"BF16": ml_dtypes.bfloat16, "F32": np.float32}
 VERBS: list[Words] = [("quantize", "fp8"), ("reshard", "--tp", "2"), ("reshard", "--pp", "3")]
 
 
@@ -71,6 +77,36 @@ def test_fp8_with_its_scales(coded: Path, tmp_path: Path) -> None:
     listed(coded)
     done = run(coded, tmp_path / "out", "dequantize")
     assert done["reread"] < done["read"] / 3
+
+
+def in_name_order(source: Path) -> Path:
+    """Shards written again as the safetensors library orders them: experts 0, 1, 10, 11, 2."""
+    for path in source.glob("*.safetensors"):
+        tensors = {
+            name: np.array(entry.read()).view(KINDS[entry.dtype]).reshape(entry.shape)
+            for name, entry in read_headers(path).items()
+        }
+        save_file(tensors, path, {"format": "pt"})
+    return source
+
+
+def test_parts_that_are_read_twice_are_told(tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    size = ("--layers", "2", "--experts", "64", "--shard-size", "100M")
+    succeed("synth", "tiny", *size, "-o", source)
+    listed(in_name_order(source))
+    files = sum(path.stat().st_size for path in source.glob("*.safetensors"))
+    once = run(source, tmp_path / "coded", "quantize", "fp8")
+    assert once["reread"] < once["read"] / 50
+    command = ("reshard", "--tp", "2", source, "-o", out, "--verify-source")
+    assert "parts of the source twice" in succeed(*command, "--dry-run").stderr
+    twice = run(source, tmp_path / "ranks", *command[:3])
+    assert twice["reread"] > files / 3
+    assert twice["read"] - twice["reread"] <= files
+    told = (
+        f"{size_text(twice['reread'])} of {size_text(twice['read'] - twice['reread'])} read again"
+    )
+    assert told in succeed(*command).stdout
 
 
 @pytest.mark.parametrize("words", VERBS, ids=" ".join)

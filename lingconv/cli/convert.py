@@ -127,6 +127,7 @@ def show_plan(session: Session, job: Job, saved: Path | None = None) -> None:
         console.answer("Nothing written.")
     for warning in summary.warnings:
         console.warn(warning)
+    _note_reading(session, job, summary)
     if space.needed > space.free:
         missing = size_text(space.needed - space.free)
         console.warn(f"{missing} too little space at {job.output}")
@@ -139,12 +140,22 @@ def show_plan(session: Session, job: Job, saved: Path | None = None) -> None:
     console.hint(f"to do it: `{command}`")
 
 
+def _note_reading(session: Session, job: Job, summary: PlanSummary) -> None:
+    """What verifying the source costs, where it is more than the conversion."""
+    if job.options.verify_source and summary.verb == "reshard":
+        session.console.note(
+            "--verify-source may read parts of the source twice: digests need the order of the "
+            "files, ranks that of layers and experts"
+        )
+
+
 def run(session: Session, job: Job) -> None:
     """Run the plan and say how it went."""
     console, summary = session.console, job.plan.summary()
     for warning in summary.warnings:
         console.warn(warning)
     console.note(show.plan_text(summary, _space(session, job)))
+    _note_reading(session, job, summary)
     kernel = session.settings.kernel
     console.detail(f"kernel {kernel.value or api.kernels().detected} ({kernel.origin})")
     start = time.monotonic()
@@ -233,7 +244,8 @@ def _outcome_text(job: Job, summary: PlanSummary, result: RunResult, seconds: fl
     if result.resumed:
         figures += f" · {size_text(result.resumed)} kept from an earlier run"
     if job.options.verify_source:
-        figures += f" · source verified, {size_text(result.reread)} read again for that"
+        again, once = size_text(result.reread), size_text(result.read - result.reread)
+        figures += f" · source verified, {again} of {once} read again for that"
     if result.outcome == "share_complete":
         index, count = job.worker
         return f"{job.output}: share {index}/{count} complete, other shares are not · {figures}"

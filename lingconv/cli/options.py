@@ -187,7 +187,8 @@ _RUN = [
     click.option(
         "--verify-source",
         is_flag=True,
-        help="Compare the digests of the source files, made in the same pass.",
+        help="Compare the digests of the source files, made in the same pass; reshard may read "
+        "parts of them twice.",
     ),
 ]
 _PLAN = [

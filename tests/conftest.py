@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import damage as do
+from downloads import hub_cache, hub_local, hub_records, sums
 from support import succeed
 
 
@@ -36,3 +38,38 @@ def tiny_mtp(shared: Path, tmp_path: Path) -> Path:
 def coded(shared: Path, tmp_path: Path) -> Path:
     """An FP8 checkpoint."""
     return Path(shutil.copytree(shared / "coded", tmp_path / "coded"))
+
+
+@pytest.fixture(scope="session")
+def clean(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Clean folders by layout."""
+    base = tmp_path_factory.mktemp("clean")
+    folders = {name: base / name for name in ("bare", "hub", "records", "sums")}
+    for folder in folders.values():
+        shutil.copytree(shared / "tiny", folder)
+    hub_local(folders["hub"])
+    hub_records(folders["records"])
+    sums(folders["sums"])
+    folders["coded"] = shared / "coded"
+    folders["cache"] = hub_cache(shared / "tiny", base / "cache")
+    folders["output"] = base / "output"
+    succeed("quantize", "fp8", shared / "tiny", "-o", folders["output"])
+    return folders
+
+
+@pytest.fixture
+def damaged(clean: dict[str, Path], tmp_path: Path) -> do.Copies:
+    """Copies of the clean folders, damaged."""
+
+    def make(folder: str, damage: do.Damage) -> Path:
+        source = clean[folder]
+        if folder == "cache":
+            repository = source.parent.parent
+            copied = shutil.copytree(repository, tmp_path / repository.name, symlinks=True)
+            place = Path(copied) / "snapshots" / source.name
+        else:
+            place = Path(shutil.copytree(source, tmp_path / folder))
+        damage(place)
+        return place
+
+    return make

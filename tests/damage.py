@@ -16,6 +16,8 @@ from lingconv.reference.storage import INDEX
 from support import overwrite, shard_of
 
 Damage = Callable[[Path], None]
+# A damage done to a copy of the clean folder of this name.
+Copies = Callable[[str, Damage], Path]
 HTML = "<!DOCTYPE html>\n<html><head><title>503 Service Unavailable</title></head></html>\n"
 JSON_ERROR = '{"error": "Repository not found"}'
 _PREFIX = 8

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,12 @@ from pathlib import Path
 import pytest
 
 import damage as do
+from damage import Copies
 from downloads import (
-    COMMIT,
     OTHER_COMMIT,
     RECORDS,
-    REPOSITORY,
     bf16,
-    hub_cache,
     hub_listing,
-    hub_local,
-    hub_records,
     modelscope_listing,
     record,
     small_checkpoint,
@@ -27,9 +22,8 @@ from downloads import (
     verify,
 )
 from lingconv.reference.storage import INDEX
-from support import EXPERT, MANIFEST, lingconv, overwrite, succeed
+from support import EXPERT, MANIFEST, overwrite
 
-Copies = Callable[[str, do.Damage], Path]
 Listing = Callable[[Path, Path], Path]
 SHARD = "model-00006-of-00014.safetensors"
 OTHER = "model-00007-of-00014.safetensors"
@@ -262,41 +256,6 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="session")
-def clean(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Clean folders by layout."""
-    base = tmp_path_factory.mktemp("clean")
-    folders = {name: base / name for name in ("bare", "hub", "records", "sums")}
-    for folder in folders.values():
-        shutil.copytree(shared / "tiny", folder)
-    hub_local(folders["hub"])
-    hub_records(folders["records"])
-    sums(folders["sums"])
-    folders["coded"] = shared / "coded"
-    folders["cache"] = hub_cache(shared / "tiny", base / "cache")
-    folders["output"] = base / "output"
-    succeed("quantize", "fp8", shared / "tiny", "-o", folders["output"])
-    return folders
-
-
-@pytest.fixture
-def damaged(clean: dict[str, Path], tmp_path: Path) -> Copies:
-    """Copies of the clean folders, damaged."""
-
-    def make(folder: str, damage: do.Damage) -> Path:
-        source = clean[folder]
-        if folder == "cache":
-            repository = source.parent.parent
-            copied = shutil.copytree(repository, tmp_path / repository.name, symlinks=True)
-            place = Path(copied) / "snapshots" / source.name
-        else:
-            place = Path(shutil.copytree(source, tmp_path / folder))
-        damage(place)
-        return place
-
-    return make
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_a_damage_is_found_and_named(case: Case, damaged: Copies, tmp_path: Path) -> None:
     folder = damaged(case.folder, case.damage)
@@ -372,56 +331,3 @@ def test_a_hole_in_a_tensor(tmp_path: Path) -> None:
     assert (noted.code, noted.found(failures=False)) == (9, {hole})
     strict = verify(folder, *CONTENT, *STRICT)
     assert (strict.code, strict.found()) == (3, {hole})
-
-
-def told(folder: Path, *options: str | Path) -> str:
-    """The hint at the end of what a failed verification says."""
-    done = lingconv("verify", folder, *options, XDG_STATE_HOME=str(folder.parent / "state"))
-    assert done.returncode == 3
-    return done.stderr.rsplit("hint: ", 1)[1].strip()
-
-
-def test_the_repairing_command_fits_the_download(
-    clean: dict[str, Path], damaged: Copies, tmp_path: Path
-) -> None:
-    cached = damaged("cache", do.flip(TOKENIZER))
-    repository = f"hf download {REPOSITORY} {TOKENIZER} --revision {COMMIT}"
-    assert told(cached) == f"repair: `{repository} --cache-dir {tmp_path} --force-download`"
-    below = damaged("hub", do.nothing)
-    (below / "code").mkdir()
-    (below / "code" / "my file.py").write_text("x = 1\n")
-    record(below, "code/my file.py", tag="0" * 40)
-    shutil.rmtree(below / ".cache/huggingface/trees")
-    command = f"hf download ORG/NAME 'code/my file.py' --revision {COMMIT} --local-dir {below}"
-    assert told(below) == f"repair: `{command} --force-download`"
-    bare = damaged("bare", do.flip(SHARD))
-    listing = modelscope_listing(clean["bare"], tmp_path / "listing")
-    line = f"modelscope download --model ORG/NAME {SHARD} --revision {COMMIT} --local_dir {bare}"
-    assert told(bare, "--against", listing) == f"repair: `{line}`"
-    ours = damaged("output", do.flip(SHARD))
-    assert told(ours) == "write the folder again: the command that made it, with --force"
-
-
-def test_the_keys_of_an_edited_config_are_named(damaged: Copies) -> None:
-    """A digest does not tell which; what we wrote ourselves we know."""
-
-    def message(folder: str) -> str:
-        outcome = verify(damaged(folder, do.both(YARN, do.in_config(eos_token_id=7))))
-        assert outcome.found() == {("config-edited", "config.json", None)}
-        return str(outcome.report["findings"][0]["message"])
-
-    assert "only its digest is known" in message("hub")
-    named = message("output")
-    assert named.endswith("; keys that differ: eos_token_id (changed), rope_scaling (added)")
-
-
-def test_every_finding_is_told_with_the_command_that_repairs(damaged: Copies) -> None:
-    folder = damaged("hub", do.both(do.flip(SHARD), do.remove(TOKENIZER)))
-    done = lingconv("verify", folder, XDG_STATE_HOME=str(folder.parent / "state"))
-    assert done.returncode == 3
-    assert f"FAIL  checksum        {SHARD}: SHA-256 is " in done.stdout
-    assert f"FAIL  missing         {TOKENIZER}: " in done.stdout
-    assert "failures 2: 1 checksum, 1 missing" in done.stdout
-    pinned = f"hf download ORG/NAME {SHARD} {TOKENIZER} --revision {COMMIT}"
-    command = f"{pinned} --local-dir {folder} --force-download"
-    assert f"hint: repair: `{command}`" in done.stderr

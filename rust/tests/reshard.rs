@@ -11,6 +11,7 @@ use common::{Bench, bf16_bytes, options, run, tensors, write_shard};
 use lingconv_core::catalog::Catalog;
 use lingconv_core::dtype::Dtype::{self, BF16, F32};
 use lingconv_core::plan::{self, Request, original};
+use lingconv_core::target::Target;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -283,13 +284,19 @@ fn reshard(source: &Path, layout: &Layout, target: &str, out: &Path) -> u64 {
 
 /// As [`reshard`], with a map of experts.
 fn reorder(source: &Path, layout: &Layout, target: &str, map: Option<&str>, out: &Path) -> u64 {
+    ask(source, layout, &json!({ "target": target, "experts": map }), out)
+}
+
+/// Cuts `source` as `more` says besides the layout; the bytes that were read.
+fn ask(source: &Path, layout: &Layout, more: &serde_json::Value, out: &Path) -> u64 {
     let catalog: Catalog = original::open(source).unwrap();
     // A file that stays as it is would be linked, and nothing of it read.
-    let link = if target == "hf" { "copy" } else { "auto" };
-    let request = json!({ "verb": "reshard", "reshard": {
-        "target": target, "tp": layout.tp, "pp": layout.pp, "ep": layout.ep,
-        "shard_size": layout.part, "experts": map, "link": link,
-    }});
+    let link = if more["target"] == "hf" { "copy" } else { "auto" };
+    let mut reshard = json!({
+        "tp": layout.tp, "pp": layout.pp, "ep": layout.ep, "shard_size": layout.part, "link": link,
+    });
+    reshard.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let request = json!({ "verb": "reshard", "reshard": reshard });
     let plan = plan::build(&catalog, &Request::parse(&request.to_string()).unwrap()).unwrap();
     run(&catalog, &plan, &options(out.to_path_buf())).unwrap().1
 }
@@ -376,5 +383,65 @@ proptest! {
             reorder(&bench.source(), &second, "vllm-0.32", Some(&map), &direct);
             prop_assert!(files(&again) == files(&direct), "cut again in the same order");
         }
+    }
+}
+
+/// Target vllm-0.32, were its engine to build these tensors on every stage.
+fn on_every_stage(roles: &[&str]) -> String {
+    let text = Target::builtin_text("vllm-0.32").unwrap();
+    text.replacen("[layout]\n", &format!("[layout]\nevery_stage = {roles:?}\n"), 1)
+}
+
+const SHARED: [(&str, &str); 4] = [
+    ("embedding", "model.word_embeddings.weight"),
+    ("norm.final", "model.norm.weight"),
+    ("head", "lm_head.weight"),
+    ("attention.qkv", "attention.query_key_value.weight"),
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: common::cases(8), ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_every_stage_has_is_read_once(
+        (model, first, second) in model(),
+        shared in proptest::sample::subsequence(&SHARED[..], 1..=SHARED.len()),
+    ) {
+        let bench = Bench::new();
+        let whole = model.write(&bench.source());
+        let roles: Vec<&str> = shared.iter().map(|(role, _)| *role).collect();
+        let more = json!({ "target": "vllm-0.32", "target_file": on_every_stage(&roles) });
+        let cut = bench.output("cut");
+        let read = ask(&bench.source(), &first, &more, &cut);
+        prop_assert_eq!(read, whole.values().map(|t| t.2.len() as u64).sum::<u64>());
+        let held_by = |rank: u64, stage: u64| {
+            let own = if first.pp > 1 {
+                format!("model-pp-{stage}-tp-{rank}-")
+            } else {
+                format!("model-rank-{rank}-")
+            };
+            let names = files(&cut).into_keys().filter(move |name| name.starts_with(&own));
+            names.flat_map(|name| tensors(&cut.join(name))).collect::<BTreeMap<_, _>>()
+        };
+        let is_shared = |name: &str| shared.iter().any(|(_, end)| name.ends_with(end));
+        for rank in 0..first.tp {
+            let expected = model.rank(&whole, &first, rank);
+            let stages: Vec<_> = (0..first.pp).map(|stage| held_by(rank, stage)).collect();
+            for (name, bytes) in &expected {
+                let copies: Vec<_> = stages.iter().filter_map(|held| held.get(name)).collect();
+                let wanted = if is_shared(name) { stages.len() } else { 1 };
+                prop_assert_eq!(copies.len(), wanted, "{} of rank {}", name, rank);
+                prop_assert!(copies.iter().all(|c| *c == bytes), "{} of rank {}", name, rank);
+            }
+            let mut all = stages.iter().flat_map(BTreeMap::keys);
+            prop_assert!(all.all(|name| expected.contains_key(name)));
+        }
+        let back = bench.output("back");
+        reshard(&cut, &Layout { tp: 1, pp: 1, ep: 1, part: 1 }, "hf", &back);
+        prop_assert!(files(&back) == files(&bench.source()), "undone");
+        let (again, direct) = (bench.output("again"), bench.output("direct"));
+        ask(&cut, &second, &more, &again);
+        ask(&bench.source(), &second, &more, &direct);
+        prop_assert!(files(&again) == files(&direct), "cut again");
     }
 }

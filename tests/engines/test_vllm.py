@@ -37,11 +37,12 @@ OLD = VERSION.startswith("0.11.")
 LING = [name for name in LAYOUTS if not OLD or name != "tp4-ep"]
 CASES = [f"{kind}-{name}" for kind in (["bf16"] if OLD else ["bf16", "fp8"]) for name in LING]
 MUTATED = CASES[-1]
-# vLLM builds norm and head of Qwen3-MoE on every stage, so reshard does not cut it for stages.
-CASES += [] if OLD else ["qwen-tp2", "qwen-tp4-ep", "qwen8-tp2", "qwen8-tp4-ep"]
-DEEPSEEK = [f"{kind}-{name}" for kind in ("deepseek", "deepseek8") for name in LAYOUTS]
-DEEPSEEK += ["moon-tp2-pp2", "moon8-tp2-ep"]
-CASES += [] if OLD else DEEPSEEK if FULL else DEEPSEEK[:1]
+# vLLM builds embedding, norm and head of Qwen3-MoE on every stage.
+OTHERS = ["qwen-tp2-pp2", "qwen-tp4-ep", "qwen8-tp2", "qwen8-tp4-ep", "deepseek-tp2-pp2"]
+if FULL:
+    OTHERS += ["qwen-tp2", "qwen8-tp2-pp2", "deepseek-tp2", "deepseek-tp2-ep", "deepseek-tp4-ep"]
+    OTHERS += [f"deepseek8-{name}" for name in LAYOUTS] + ["moon-tp2-pp2", "moon8-tp2-ep"]
+CASES += [] if OLD else OTHERS
 # The rank whose files are changed, and one that holds another KV head.
 RANK, OTHER = 1, 0 if OLD else 3
 

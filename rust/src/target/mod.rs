@@ -16,7 +16,7 @@
 //! remainder = "before-last"            # stages that take one more layer
 //! vocab_multiple = 64                  # rows of the vocabulary are padded with zeros to this
 //! expert_multiple = 128                # what a rank's share of an expert must divide by
-//! every_stage = ["head"]               # stages: roles that each of them has
+//! every_stage = ["head"]               # roles that each stage has, whatever the architecture
 //! expert_file = "ep{ep}-{shard}"       # stages: with expert parallelism the experts of a rank have
 //!                                      # files of their own, named so in the place of {shard}
 //!

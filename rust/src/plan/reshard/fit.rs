@@ -211,6 +211,10 @@ impl<'g, 'a: 'g> Kinds<'g, 'a> {
         let mut known: HashMap<Vec<Trait>, usize> = HashMap::new();
         let mut kinds = Self { distinct: Vec::new(), of: BTreeMap::new(), everywhere: Vec::new() };
         for (group, tensors) in &gathered.groups {
+            if *group == Group::EveryStage {
+                kinds.everywhere.extend(tensors.iter().map(|(name, f)| (name.as_str(), f)));
+                continue;
+            }
             let traits = |fused: &'g Fused<'a>| {
                 fused.members.iter().map(move |m: &Member| {
                     let shape = &*context.catalog.tensor(m.source).shape;
@@ -224,8 +228,6 @@ impl<'g, 'a: 'g> Kinds<'g, 'a> {
                 kinds.distinct.len() - 1
             });
             kinds.of.insert(*group, kind);
-            let everywhere = tensors.iter().filter(|(_, f)| is_everywhere(context, f));
-            kinds.everywhere.extend(everywhere.map(|(name, f)| (name.as_str(), f)));
         }
         kinds
     }
@@ -234,23 +236,18 @@ impl<'g, 'a: 'g> Kinds<'g, 'a> {
     fn weights(&self, context: &Context) -> Vec<Vec<u64>> {
         let cuts = Cuts::new(context);
         let of_kind = |tensors: &&'g BTreeMap<String, Fused<'a>>| {
-            let own = tensors.iter().filter(|(_, f)| !is_everywhere(context, f));
-            bytes_of(own.map(|(name, f)| (name.as_str(), f)), &cuts)
+            bytes_of(tensors.iter().map(|(name, f)| (name.as_str(), f)), &cuts)
         };
         let of_kinds: Vec<Vec<u64>> = self.distinct.iter().map(of_kind).collect();
         let everywhere = bytes_of(self.everywhere.iter().copied(), &cuts);
         let mut stages = vec![everywhere; context.stages.len()];
         for (group, kind) in &self.of {
-            let stage = &mut stages[super::tasks::stage_of(context, *group) as usize];
+            let Some(stage) = super::tasks::stage_of(context, *group) else { continue };
+            let stage = &mut stages[stage as usize];
             for (sum, bytes) in stage.iter_mut().zip(&of_kinds[*kind]) {
                 *sum += bytes;
             }
         }
         stages
     }
-}
-
-fn is_everywhere(context: &Context, fused: &Fused) -> bool {
-    let role = fused.members.first().map(|m| m.placed.rule.role);
-    role.is_some_and(|role| context.target.layout.every_stage.contains(&role))
 }

@@ -13,9 +13,10 @@ use crate::numeric::Encoding;
 use crate::plan::select::Choice;
 use crate::transform::{Op, float_of};
 
-/// Tensors that are planned together: what stands before, in and behind the layers.
+/// Tensors that are planned together: what every stage has, or stands before, in and behind the layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Group {
+    EveryStage,
     Before,
     Layer(u32),
     After,
@@ -118,6 +119,7 @@ impl<'a> Gathered<'a> {
         let (placed, name) = moved.unwrap_or_else(|| (placed, tensor.name.to_string()));
         let role = placed.rule.role;
         let group = match placed.layer {
+            _ if context.on_every_stage(role) => Group::EveryStage,
             Some(layer) => Group::Layer(layer),
             None if role == Role::Embedding => Group::Before,
             None => Group::After,

@@ -220,17 +220,6 @@ pub(super) fn refuse_layout(context: &Context) -> Result<()> {
             ask.tp, ask.ep
         )));
     }
-    if ask.pp > 1
-        && let Some(role) = context.rules.and_then(|r| r.every_stage.first())
-    {
-        return Err(Error::impossible(format!(
-            "{} builds {role} of {} on every stage, which is not supported with --pp {}",
-            target.engine,
-            context.model.architecture(),
-            ask.pp
-        ))
-        .hint("use --pp 1, or --target hf"));
-    }
     let fp8 = has_blocks(context);
     let found = problems(&Split::new(context, ask.tp, ask.ep), fp8);
     if found.is_empty() {

@@ -270,6 +270,12 @@ impl Context<'_> {
         }
     }
 
+    /// Whether every stage has the tensors of a role.
+    fn on_every_stage(&self, role: Role) -> bool {
+        let own = self.rules.is_some_and(|r| r.every_stage.contains(&role));
+        own || self.target.layout.every_stage.contains(&role)
+    }
+
     /// Whether names need a stage; the first of them if so.
     fn stage(&self) -> Option<usize> {
         (self.stages.len() > 1).then_some(0)

@@ -110,8 +110,7 @@ fn places_of(context: &Context, tensor: &Tensor) -> BTreeSet<Place> {
     let last = stages.len() - 1;
     let Some(placed) = model.role_of(weight_of(&tensor.name)) else { return all() };
     let role = placed.rule.role;
-    let everywhere = context.rules.is_some_and(|r| r.every_stage.contains(&role));
-    if everywhere || target.layout.every_stage.contains(&role) {
+    if context.on_every_stage(role) {
         return all();
     }
     let stage = match placed.layer {

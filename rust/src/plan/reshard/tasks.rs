@@ -1,4 +1,5 @@
-//! From output tensors to tasks: parts of at most one layer, one file a rank.
+//! From output tensors to tasks: parts of at most one layer, one file a rank. What every stage has is
+//! read once for all of them, and stands in the first parts of each.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -49,20 +50,34 @@ fn add_share(
     share: &Share,
     work: &mut Work,
 ) -> Result<()> {
-    for (stage, selected) in (0..).zip(share).filter(|(_, selected)| !selected.is_empty()) {
-        let rank = |tp| Rank { pp: stage, tp, files: 0, bytes: 0, tensor_bytes: 0 };
-        let mut of_stage: Vec<Rank> = selected.iter().copied().map(rank).collect();
-        let groups = gathered.groups.iter().filter(|(g, _)| stage_of(context, **g) == stage);
-        let units = groups.flat_map(|(_, tensors)| parts(context, cuts, tensors));
-        for (part, units) in units.enumerate() {
-            let task = task(context, cuts, &units, (stage, part), selected)?;
-            for (rank, output) in of_stage.iter_mut().zip(&task.outputs) {
-                rank.add(output);
-            }
-            work.tasks.push(task);
-        }
-        work.ranks.append(&mut of_stage);
+    let rank = |pp, tp| Rank { pp, tp, files: 0, bytes: 0, tensor_bytes: 0 };
+    let of_stage = |(pp, tps): (u32, &Vec<u32>)| tps.iter().map(|tp| rank(pp, *tp)).collect();
+    let mut ranks: Vec<Rank> = (0..).zip(share).flat_map::<Vec<_>, _>(of_stage).collect();
+    if ranks.is_empty() {
+        return Ok(());
     }
+    let parts_of = |stage: Option<u32>| -> Vec<Vec<Unit>> {
+        let groups = gathered.groups.iter().filter(|(g, _)| stage_of(context, **g) == stage);
+        groups.flat_map(|(_, tensors)| parts(context, cuts, tensors)).collect()
+    };
+    let common = parts_of(None);
+    let mut add = |units: &[Unit], part: usize, ranks: &mut [Rank]| -> Result<()> {
+        let task = task(context, cuts, units, part, ranks)?;
+        for (rank, output) in ranks.iter_mut().zip(&task.outputs) {
+            rank.add(output);
+        }
+        work.tasks.push(task);
+        Ok(())
+    };
+    for (part, units) in common.iter().enumerate() {
+        add(units, part, &mut ranks)?;
+    }
+    for ranks in ranks.chunk_by_mut(|one, next| one.pp == next.pp) {
+        for (part, units) in (common.len()..).zip(parts_of(Some(ranks[0].pp))) {
+            add(&units, part, ranks)?;
+        }
+    }
+    work.ranks.append(&mut ranks);
     Ok(())
 }
 
@@ -91,33 +106,36 @@ fn parts<'a>(
     parts
 }
 
-pub(super) fn stage_of(context: &Context, group: Group) -> u32 {
-    match group {
+/// The stage that holds a group; `None` if every stage does.
+pub(super) fn stage_of(context: &Context, group: Group) -> Option<u32> {
+    let stage = match group {
+        Group::EveryStage => return None,
         Group::Before => 0,
         Group::Layer(layer) => {
-            context.stages.iter().position(|s| s.contains(&layer)).unwrap_or_default() as u32
+            context.stages.iter().position(|s| s.contains(&layer)).unwrap_or_default()
         }
-        Group::After => context.stages.len() as u32 - 1,
-    }
+        Group::After => context.stages.len() - 1,
+    };
+    Some(stage as u32)
 }
 
 fn task(
     context: &Context,
     cuts: &Cuts,
     units: &[Unit],
-    (stage, part): (u32, usize),
-    selected: &[u32],
+    part: usize,
+    ranks: &[Rank],
 ) -> Result<Task> {
     let mut rows: Vec<Row> = units.iter().flat_map(|unit| rows_of(*unit, cuts)).collect();
     rows.sort_by_cached_key(|row| (row.order(), row.name.to_owned()));
-    let several = (context.stages.len() > 1).then_some(stage);
-    let mut outputs = Vec::with_capacity(selected.len());
-    for &rank in selected {
+    let mut outputs = Vec::with_capacity(ranks.len());
+    for &Rank { pp, tp, .. } in ranks {
         let entries: Vec<Entry> =
-            rows.iter().map(|r| entry(r.name, r.dtype, &r.shapes[rank as usize])).collect();
-        let path = context.target.layout.path(several, rank, part);
+            rows.iter().map(|r| entry(r.name, r.dtype, &r.shapes[tp as usize])).collect();
+        let stage = (context.stages.len() > 1).then_some(pp);
+        let path = context.target.layout.path(stage, tp, part);
         let mut output = OutputFile::new(path, entries)?;
-        output.fills = fills(&rows, &output.tensors, cuts, rank);
+        output.fills = fills(&rows, &output.tensors, cuts, tp);
         outputs.push(output);
     }
     let mut steps = Vec::new();
@@ -128,9 +146,9 @@ fn task(
         for member in &row.unit.1.members {
             let place = (tensor as u32, scale);
             match router_rows(context, member, cuts)? {
-                None => steps.push(step(member, cuts, place, selected)),
+                None => steps.push(step(member, cuts, place, ranks)),
                 Some(runs) => steps.extend(runs.into_iter().map(|run| {
-                    let mut step = step(member, cuts, place, selected);
+                    let mut step = step(member, cuts, place, ranks);
                     step.targets.iter_mut().for_each(|target| target.rows = run.clone());
                     step
                 })),
@@ -148,19 +166,14 @@ fn router_rows(context: &Context, member: &Member, cuts: &Cuts) -> Result<Option
     rows.map_err(|e| e.tensor(&*context.catalog.tensor(member.source).name))
 }
 
-fn step(
-    member: &Member,
-    cuts: &Cuts,
-    (tensor, scale): (u32, Option<u32>),
-    selected: &[u32],
-) -> Step {
+fn step(member: &Member, cuts: &Cuts, (tensor, scale): (u32, Option<u32>), ranks: &[Rank]) -> Step {
     let (rows, cols) = cuts.matrix(member);
-    let targets = selected.iter().zip(0..).flat_map(|(&rank, output)| {
+    let targets = ranks.iter().zip(0..).flat_map(|(rank, output)| {
         let target = move |Rect { rows: r, cols: c }: Rect| {
             let inside = |range: Range<u64>, end: u64| range.start.min(end)..range.end.min(end);
             Target { output, tensor, rows: inside(r, rows), cols: inside(c, cols), scale }
         };
-        let held = cuts.of(member, rank).into_iter().map(target);
+        let held = cuts.of(member, rank.tp).into_iter().map(target);
         held.filter(|t| t.rows.start < t.rows.end)
     });
     Step { source: member.source, rows, cols, op: member.op, targets: targets.collect() }

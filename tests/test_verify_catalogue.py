@@ -204,6 +204,8 @@ CONFIGS = [
         do.in_json("config.json", lambda c: c.pop("quantization_config")),
         "config",
         "config.json",
+        # The first by name, whatever order tensors are looked at in.
+        "model.layers.0.attention.dense.weight",
     ),
     Case("edited", "hub", YARN, "config-edited", "config.json"),
     Case("edited, recorded", "records", YARN, "config-edited", "config.json"),

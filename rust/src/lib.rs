@@ -16,7 +16,8 @@
 //!    of a source, for runs that verify it in the same pass; [`against`] derives a plan again, for
 //!    holding its output against the source.
 //!
-//! [`experts`] looks into the weights of a checkpoint's experts and routers. [`verify`] compares a folder with what is known of it, and shares the catalog's header reader,
+//! [`experts`] looks into the weights of experts and routers, in a pass of its own or in that of
+//! `verify`. [`verify`] compares a folder with what is known of it, and shares the catalog's header reader,
 //! the hashes and the I/O. [`io`] is the only module that touches the file system. [`inspect`] describes a catalog,
 //! [`pieces`] lets a re-sharded folder be read as the checkpoint it was cut from,
 //! [`synth`] makes checkpoints to rehearse with. Errors are [`error::Error`] everywhere.

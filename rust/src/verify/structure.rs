@@ -243,13 +243,11 @@ impl Structure {
             let finding = Finding::failure(Category::Config, CONFIG, message);
             findings.push(Finding { tensor, ..finding });
         };
-        let coded = entries.values().find(|t| t.dtype == Dtype::F8E4M3);
+        let coded = entries.values().filter(|t| t.dtype == Dtype::F8E4M3);
+        let coded = coded.map(|t| &*t.name).min();
         match (coded, !config["quantization_config"].is_null()) {
-            (Some(t), false) => {
-                fail(
-                    "no quantization_config, yet a tensor is FP8".into(),
-                    Some(t.name.to_string()),
-                );
+            (Some(name), false) => {
+                fail("no quantization_config, yet a tensor is FP8".into(), Some(name.into()));
             }
             (None, true) => fail("quantization_config, yet no tensor is FP8".into(), None),
             _ => {}

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lingconv.reference import open_checkpoint
+from lingconv.reference import Tensor, open_checkpoint
 from lingconv.reference.storage import read_headers
 from ordeal import Words, check_sums
-from support import MANIFEST, answer, contents, lingconv, refuse, succeed
+from support import MANIFEST, answer, contents, lingconv, rebuilt, refuse, succeed
 
 QKV = "model.layers.1.attention.query_key_value.weight"
 W13 = "model.layers.1.mlp.experts.routed_experts.w13_weight"
@@ -145,6 +145,25 @@ def test_other_families_come_back_too(tmp_path: Path, preset: str) -> None:
             assert tensors_of(back, "*.safetensors") == wanted
         else:
             assert data_of(reshard(cut, back, "--target", "hf")) == data_of(original)
+
+
+def test_what_the_engine_computes_is_left_out(tmp_path: Path) -> None:
+    succeed("synth", "tiny-deepseek-v3", "-o", tmp_path / "without")
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+
+    def add(tensors: dict[str, Tensor]) -> None:
+        tensors[name] = Tensor(name, "F32", (32,), np.zeros(128, np.uint8))
+
+    source = rebuilt(tmp_path / "without", tmp_path / "source", add)
+    cut = tmp_path / "cut"
+    done = succeed("reshard", source, "-o", cut, "--tp", "2")
+    assert f"1 tensors are left out, from {name} on: vllm computes them" in done.stderr
+    manifest = json.loads((cut / MANIFEST).read_text())
+    reasons = {entry["tensor"]: entry["reason"] for entry in manifest["dropped"]}
+    assert reasons[name] == "the engine computes it"
+    assert tensors_of(cut, "*.safetensors").keys().isdisjoint({name})
+    error = refuse(5, "reshard", cut, "-o", tmp_path / "back", "--target", "hf")
+    assert error["message"].startswith("45 tensors of the original")  # 44 of its MTP layer
 
 
 def test_whole_heads_and_blocks_of_latent_attention(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def widened(tensors: dict[str, Tensor]) -> None:
 
 
 def full_rank(tensors: dict[str, Tensor]) -> None:
-    """DeepSeek-V3 as Moonlight has it: queries straight from the hidden state."""
+    """DeepSeek-V3 as Moonlight has it: queries straight from the hidden state, and frequencies."""
     for name in [name for name in tensors if ".self_attn.q_b_proj." in name]:
         layer = name.split("q_b_proj")[0]
         gone = [tensors.pop(layer + part) for part in Q_LORA]
@@ -39,6 +39,8 @@ def full_rank(tensors: dict[str, Tensor]) -> None:
         query = layer + "q_proj.weight"
         data = np.resize(gone[2].data, 2 * rows * hidden)
         tensors[query] = Tensor(query, gone[2].dtype, (rows, hidden), data)
+        frequencies = layer + "rotary_emb.inv_freq"
+        tensors[frequencies] = Tensor(frequencies, "F32", (32,), np.zeros(32 * 4, np.uint8))
 
 
 Q_LORA = ("q_a_proj.weight", "q_a_layernorm.weight", "q_b_proj.weight")

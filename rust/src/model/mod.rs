@@ -11,6 +11,8 @@ pub mod parallel;
 mod pattern;
 mod role;
 
+pub(crate) use pattern::Pattern;
+
 pub use architecture::{Architecture, TensorRule, Where};
 pub use bound::{Expected, LayerKind, MAX_EXPERTS, MAX_LAYERS, MAX_TENSORS, Model, Placed};
 pub use role::{Axis, Group, Role};

@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Display};
 
+use serde::Deserialize;
+
 use crate::error::{Error, Result};
 
 /// Longest pattern in bytes.
@@ -10,11 +12,20 @@ const LAYER: &str = "{layer}";
 const EXPERT: &str = "{expert}";
 
 /// `prefix` `{layer}` `middle` `{expert}` `suffix`; a pattern without numbers is its prefix.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub(crate) enum Pattern {
     Fixed(Box<str>),
     Layer([Box<str>; 2]),
     Expert([Box<str>; 3]),
+}
+
+impl TryFrom<String> for Pattern {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        Self::parse(&text)
+    }
 }
 
 impl Pattern {

@@ -32,6 +32,7 @@
 //! [[architecture]]
 //! name = "ExampleForCausalLM"          # as in data/architectures
 //! every_stage = ["norm.final"]         # roles that each stage has
+//! computed = ["model.layers.{layer}.rope.freq"]   # tensors that the engine computes: left out
 //! kv_replication = true                # false: the engine takes no more ranks than KV heads
 //! expert_map = "model.layers.{layer}.mlp.experts.expert_map"   # with expert parallelism: I32
 //!                                      # [experts], an expert's position on its rank, or -1
@@ -61,8 +62,8 @@ use serde_json::Value;
 use self::select::numbers;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::model::Role;
 use crate::model::parallel::{RankOnly, Remainder};
+use crate::model::{Pattern, Role};
 
 /// Longest target file in bytes.
 const MAX_FILE: usize = 1 << 20;
@@ -170,6 +171,8 @@ pub struct Rules {
     /// Roles that every pipeline stage has.
     #[serde(default)]
     pub every_stage: Vec<Role>,
+    #[serde(default)]
+    computed: Vec<Pattern>,
     #[serde(default)]
     tensor: Vec<TensorRule>,
     /// Scalars that no checkpoint holds.
@@ -369,6 +372,11 @@ impl Rules {
     /// Name in `layer` of the tensor that says where each expert lies, if the engine wants one.
     pub fn expert_map(&self, layer: u32) -> Option<String> {
         self.expert_map.as_ref().map(|name| in_layer(name, Some(layer)))
+    }
+
+    /// Whether the engine computes the tensor `name` and does not load it.
+    pub fn computes(&self, name: &str) -> bool {
+        self.computed.iter().any(|pattern| pattern.matches(name).is_some())
     }
 
     /// Whether rows of another role follow those of `role` in one tensor.

@@ -131,7 +131,7 @@ pub fn fit(catalog: &Catalog, request: &Request, question: &Question) -> Result<
         warnings: catalog.warnings.clone(),
         rows: Vec::new(),
     };
-    let dropped = gathered[0].dropped.len();
+    let dropped = gathered[0].mtp.len();
     if dropped > 0 {
         found.warnings.push(format!("{dropped} tensors of MTP layers are not counted"));
     }

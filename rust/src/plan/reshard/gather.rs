@@ -59,12 +59,14 @@ pub(super) enum Constant {
 pub(super) struct Gathered<'a> {
     pub groups: BTreeMap<Group, BTreeMap<String, Fused<'a>>>,
     /// Tensors of MTP layers.
-    pub dropped: Vec<u32>,
+    pub mtp: Vec<u32>,
+    /// Tensors that the engine computes itself.
+    pub computed: Vec<u32>,
 }
 
 /// Gathers every tensor of the catalog.
 pub(super) fn gather<'a>(context: &'a Context, choices: Option<&[Choice]>) -> Result<Gathered<'a>> {
-    let mut gathered = Gathered { groups: BTreeMap::new(), dropped: Vec::new() };
+    let mut gathered = Gathered { groups: BTreeMap::new(), mtp: Vec::new(), computed: Vec::new() };
     for (index, tensor) in context.catalog.tensors.iter().enumerate() {
         let choice = choices.map_or(Choice::Keep, |c| c[index]);
         gathered.add(context, index as u32, tensor, choice)?;
@@ -104,6 +106,10 @@ impl<'a> Gathered<'a> {
         tensor: &Tensor,
         choice: Choice,
     ) -> Result<()> {
+        if context.rules.is_some_and(|r| r.computes(&tensor.name)) {
+            self.computed.push(index);
+            return Ok(());
+        }
         let scale = is_scale(&tensor.name);
         let weight = if scale { weight_of(&tensor.name) } else { &tensor.name };
         let placed = context.model.role_of(weight).ok_or_else(|| {
@@ -112,7 +118,7 @@ impl<'a> Gathered<'a> {
                 .at(context.catalog.path_of(index))
         })?;
         if context.model.is_mtp(placed.layer) {
-            self.dropped.push(index);
+            self.mtp.push(index);
             return Ok(());
         }
         let moved = context.experts.as_ref().and_then(|e| e.moved(placed, &tensor.name));

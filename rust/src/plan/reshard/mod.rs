@@ -38,6 +38,10 @@ use crate::model::parallel::stages;
 use crate::model::{Model, Role};
 use crate::target::{Form, Place, Rules, Target};
 
+/// Why tensors are left out.
+const MTP: &str = "MTP layer, which the engine does not load this way";
+const COMPUTED: &str = "the engine computes it";
+
 /// What all steps of planning share.
 struct Context<'a> {
     catalog: &'a Catalog,
@@ -165,21 +169,24 @@ impl Context<'_> {
             None => Quantization::Keep,
         };
         let mut warnings = self.catalog.warnings.clone();
-        if let [first, ..] = gathered.dropped.as_slice() {
-            warnings.push(format!(
-                "{} tensors of MTP layers are left out, from {} on: {} does not load them",
-                gathered.dropped.len(),
-                self.catalog.tensor(*first).name,
-                self.target.engine
-            ));
+        let mut dropped = Vec::new();
+        for (tensors, which, why, reason) in [
+            (&gathered.mtp, " of MTP layers", "does not load them", MTP),
+            (&gathered.computed, "", "computes them", COMPUTED),
+        ] {
+            if let [first, ..] = tensors.as_slice() {
+                warnings.push(format!(
+                    "{} tensors{which} are left out, from {} on: {} {why}",
+                    tensors.len(),
+                    self.catalog.tensor(*first).name,
+                    self.target.engine
+                ));
+            }
+            dropped.extend(tensors.iter().map(|&tensor| Dropped { tensor, reason }));
         }
-        let dropped = gathered.dropped.iter().map(|&tensor| Dropped {
-            tensor,
-            reason: "MTP layer, which the engine does not load this way",
-        });
         let small = Sidecars { quantization, ..self.small() };
         let small = sidecars::plan(self.catalog, self.request, small)?;
-        Ok(self.assemble(work, small, dropped.collect(), warnings))
+        Ok(self.assemble(work, small, dropped, warnings))
     }
 
     fn plan_stages(&self) -> Result<Plan> {

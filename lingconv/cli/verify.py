@@ -125,14 +125,12 @@ def command(session: Session, /, *, source: Path, **options: Any) -> int:
             )
     except Interrupted as stop:
         again = session.command(without=("--fresh",))
-        # Neither compared bytes nor the experts of a file are remembered.
-        anew = "source" in truth or options["experts"]
-        raise cancelled(
-            stop.number,
-            "nothing is kept" if anew else "files read so far are remembered",
-            path=str(source),
-            hint=f"{'run' if anew else 'go on with'} `{again}`",
-        ) from stop
+        kept, go_on = "files read so far are remembered", "go on with"
+        if "source" in truth:
+            kept, go_on = "nothing is kept", "run"
+        elif options["experts"]:
+            kept, go_on = f"{kept}, what their experts are like is not", "run"
+        raise cancelled(stop.number, kept, path=str(source), hint=f"{go_on} `{again}`") from stop
     if session.console.json:
         session.console.answer_json(asdict(found))
     else:

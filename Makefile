@@ -76,7 +76,7 @@ full: export LINGCONV_FULL = 1
 full: build $(VLLM_OLD_VENV)/.ready
 	cargo test --release --package lingconv-core
 	$(BIN)/python -m pytest --ignore tests/torch --ignore tests/engines
-	$(MAKE) test-engines
+	$(MAKE) test-torch test-engines
 	LINGCONV_ENGINE=$(CURDIR)/$(VLLM_OLD_VENV)/bin/python $(BIN)/python -m pytest tests/engines
 
 clean:

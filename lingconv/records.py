@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from lingconv.units import count_text, size_text
 
 if TYPE_CHECKING:
     from lingconv.expert_records import ExpertWeights
@@ -47,6 +49,13 @@ class Group:
     parameters: int
     bytes: int
     dtypes: list[str]
+
+    COLUMNS: ClassVar = ("role", "tensors", "parameters", "bytes", "dtype")
+
+    def cells(self) -> list[str]:
+        """Its row of a table of `COLUMNS`."""
+        numbers = (f"{self.tensors:,}", count_text(self.parameters), size_text(self.bytes))
+        return [self.group, *numbers, ", ".join(self.dtypes)]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import click
 from lingconv.cli.options import Command, arch_option, source_argument
 from lingconv.cli.session import Session, command_text
 from lingconv.errors import ExitCode, usage_error
-from lingconv.units import count_text, size_text
+from lingconv.records import Group
+from lingconv.units import size_text
 
 if TYPE_CHECKING:
     from lingconv.console import Console
@@ -105,19 +106,9 @@ def _format_text(found: Inspection) -> str:
 def _show_summary(console: Console, found: Inspection) -> None:
     console.answer(f"{found.name} · {found.architecture or 'no architecture'}", style="bold")
     console.answer(f"  {_model_text(found)}\n")
-    rows = [
-        (
-            group.group,
-            f"{group.tensors:,}",
-            count_text(group.parameters),
-            size_text(group.bytes),
-            ", ".join(group.dtypes),
-        )
-        for group in found.groups
-    ]
-    total = (f"{found.tensors:,}", count_text(found.parameters), size_text(found.bytes))
-    rows.append(("all", *total, ", ".join(row.dtype for row in found.dtypes)))
-    columns = ("role", "tensors", "parameters", "bytes", "dtype")
+    dtypes = [row.dtype for row in found.dtypes]
+    total = Group("all", found.tensors, found.parameters, found.bytes, dtypes)
+    columns, rows = Group.COLUMNS, [group.cells() for group in [*found.groups, total]]
     console.answer_table(columns, rows, right=columns[1:4])
     index = "index complete" if found.indexed else "no index"
     health = f"{len(found.problems)} problems" if found.problems else "ok"

@@ -19,6 +19,7 @@ import numpy as np
 
 from lingconv import api, experts
 from lingconv.errors import Error, ExitCode
+from lingconv.records import Group
 from lingconv.report import views
 from lingconv.report.manifest import Manifest, TensorError, read_manifest
 from lingconv.runs import Pace, recall
@@ -88,17 +89,7 @@ def _lead(found: Inspection) -> list[str]:
 
 
 def _model(found: Inspection) -> dict[str, Any]:
-    columns = ("role", "tensors", "parameters", "bytes", "dtype")
-    rows = [
-        [
-            group.group,
-            f"{group.tensors:,}",
-            count_text(group.parameters),
-            size_text(group.bytes),
-            ", ".join(group.dtypes),
-        ]
-        for group in found.groups
-    ]
+    columns, rows = Group.COLUMNS, [group.cells() for group in found.groups]
     form = found.format
     words = [form.kind, *(["dialect " + form.dialect] if form.dialect else [])]
     words += [f"cut for {found.layout.words}"] if found.layout else []

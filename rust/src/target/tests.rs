@@ -1,4 +1,5 @@
 use super::*;
+use crate::dtype::Dtype;
 use crate::target::select::BUILTIN;
 use serde_json::json;
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lingconv.reference import Tensor, open_checkpoint, write_safetensors
-from lingconv.reference.storage import INDEX
+from lingconv.reference.storage import INDEX, read_headers
 
 COMMAND = (sys.executable, "-m", "lingconv")
 MANIFEST = "lingconv.manifest.json"
@@ -120,6 +120,15 @@ def overwrite(folder: Path, tensor: str, data: bytes, at: int = 0) -> Path:
         file.seek(entry.start + at)
         file.write(data)
     return entry.path
+
+
+def damage_copy(folder: Path, files: str, tensor: str) -> None:
+    """Set the last byte of a tensor to 1 in those of the files that hold it."""
+    for path in folder.glob(files):
+        if entry := read_headers(path).get(tensor):
+            with path.open("r+b") as file:
+                file.seek(entry.start + entry.size - 1)
+                file.write(b"\x01")
 
 
 def rewrite_header(path: Path, change: Callable[[str], str]) -> None:

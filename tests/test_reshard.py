@@ -11,7 +11,7 @@ import pytest
 from lingconv.reference import Tensor, open_checkpoint
 from lingconv.reference.storage import read_headers
 from ordeal import Words, check_sums
-from support import MANIFEST, answer, contents, lingconv, rebuilt, refuse, succeed
+from support import MANIFEST, answer, contents, damage_copy, lingconv, rebuilt, refuse, succeed
 
 QKV = "model.layers.1.attention.query_key_value.weight"
 W13 = "model.layers.1.mlp.experts.routed_experts.w13_weight"
@@ -243,11 +243,7 @@ def test_inspect_shows_what_was_cut(tiny: Path, tmp_path: Path) -> None:
 def test_replicated_heads_are_compared_on_the_way_back(tiny: Path, tmp_path: Path) -> None:
     """Ranks 0 and 1 of 4 share a KV head; a changed copy must not be lost in silence."""
     cut = reshard(tiny, tmp_path / "cut", "--tp", "4", "--ep", "4")
-    for path in cut.glob("model-rank-1-part-*.safetensors"):
-        if entry := read_headers(path).get(QKV):
-            with path.open("r+b") as file:
-                file.seek(entry.start + entry.size - 1)
-                file.write(b"\x01")
+    damage_copy(cut, "model-rank-1-part-*.safetensors", QKV)
     error = refuse(4, "reshard", cut, "-o", tmp_path / "back", "--target", "hf")
     assert error["tensor"] == QKV
     assert "model-rank-1" in error["path"]

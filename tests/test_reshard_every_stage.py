@@ -8,7 +8,7 @@ import pytest
 
 from lingconv.reference.storage import Entry, read_headers
 from ordeal import Words
-from support import answer, contents, refuse, succeed
+from support import answer, contents, damage_copy, refuse, succeed
 
 # vLLM's class for Qwen3-MoE has all three on each of its stages.
 EVERYWHERE = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
@@ -86,11 +86,7 @@ def test_copies_of_other_stages_are_compared_on_the_way_back(
     name, damaged = "lm_head.weight", tmp_path / "damaged"
     succeed("reshard", source, "-o", damaged, *LAYOUT)
     assert answer("verify", damaged, "--level", "content")["verdict"] == "ok"
-    for path in damaged.glob("model-pp-1-tp-0-part-*.safetensors"):
-        if entry := read_headers(path).get(name):
-            with path.open("r+b") as file:
-                file.seek(entry.start + entry.size - 1)
-                file.write(b"\x01")
+    damage_copy(damaged, "model-pp-1-tp-0-part-*.safetensors", name)
     error = refuse(4, "reshard", damaged, "-o", tmp_path / "back", "--target", "hf")
     assert error["tensor"] == name
     assert "model-pp-1-tp-0" in error["path"]

@@ -9,8 +9,11 @@ TORCH_BIN := $(TORCH_VENV)/bin
 VLLM_VENV := .venv-vllm
 VLLM_OLD_VENV := .venv-vllm-0.11
 export PIP_QUIET := 1
+# Files of tests run beside one another; tests of one file share what they prepare. Those of tests/full
+# measure memory and take gigabytes: `full` runs them alone.
+PYTEST := -m pytest --numprocesses 2 --dist loadfile --ignore tests/torch --ignore tests/engines
 
-.PHONY: build demo test test-rust test-python test-torch test-engines lint bench full clean
+.PHONY: build demo test test-rust test-python test-needs test-torch test-engines lint fuzz bench full clean
 
 build: $(VENV)/.ready
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet
@@ -28,10 +31,14 @@ demo: build
 test: test-rust test-python
 
 test-rust:
-	cargo test --package lingconv-core
+	cargo test --package lingconv-core --package lingconv-fuzz
 
 test-python: build
-	$(BIN)/python -m pytest --ignore tests/torch --ignore tests/engines
+	$(BIN)/python $(PYTEST)
+
+# Those that need more of the machine than Python and a toolchain.
+test-needs: build
+	$(BIN)/python $(PYTEST) -m needs
 
 test-torch: build $(TORCH_VENV)/.ready
 	$(TORCH_BIN)/python -m pytest tests/torch
@@ -62,7 +69,15 @@ lint: build
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest lingconv._core
-	$(BIN)/shellcheck .ci/run
+	$(BIN)/shellcheck .ci/run .ci/bare rust/fuzz/run
+
+# Minutes are those of all targets together.
+MINUTES ?= 10
+fuzz: target/tools/bin/cargo-fuzz
+	rust/fuzz/run $(MINUTES)
+
+target/tools/bin/cargo-fuzz:
+	cargo install --quiet --locked --root target/tools cargo-fuzz --version 0.13.2
 
 bench: build
 	PYTHONPATH=tests $(BIN)/python tests/bench/bench.py
@@ -74,8 +89,9 @@ bench: build
 # Whole ranges in place of seeded samples.
 full: export LINGCONV_FULL = 1
 full: build $(VLLM_OLD_VENV)/.ready
-	cargo test --release --package lingconv-core
-	$(BIN)/python -m pytest --ignore tests/torch --ignore tests/engines
+	cargo test --release --package lingconv-core --package lingconv-fuzz
+	$(BIN)/python $(PYTEST) --ignore tests/full
+	$(BIN)/python -m pytest tests/full
 	$(MAKE) test-torch test-engines
 	LINGCONV_ENGINE=$(CURDIR)/$(VLLM_OLD_VENV)/bin/python $(BIN)/python -m pytest tests/engines
 

@@ -11,10 +11,11 @@ Names are imported when they are first used, so that `import lingconv` costs not
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+# `typing` would be half of what it takes until the command line can handle a signal.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from lingconv import experts
     from lingconv.api import (
         Catalog,
@@ -59,6 +60,8 @@ _HOMES = {"Error": "lingconv.errors", "Sample": "lingconv.records"}
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
     if name in _MODULES:
         return importlib.import_module(f"lingconv.{name}")
     home = _HOMES.get(name, "lingconv.api")

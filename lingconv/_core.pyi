@@ -15,6 +15,7 @@ __all__ = [
     "fit",
     "held",
     "kernels",
+    "last_words",
     "presets",
     "run",
     "status",
@@ -24,6 +25,8 @@ __all__ = [
 ]
 
 __version__: str
+
+def last_words(text: str, code: int) -> None: ...
 
 class CoreError(Exception):
     kind: str
@@ -39,7 +42,8 @@ class Catalog:
     @staticmethod
     def open(path: str | PathLike[str], *, arch_file: str | None = None) -> Catalog: ...
     def summary(self) -> str: ...
-    def tensors(self, *, glob: str | None = None) -> str: ...
+    def names(self, *, glob: str | None = None) -> str: ...
+    def tensors(self, *, glob: str | None = None, first: int, count: int) -> str: ...
 
 @final
 class Plan:
@@ -96,8 +100,9 @@ def verify(
     io: str,
     kernel: str | None,
     state: str | PathLike[str] | None,
+    remember_days: float,
     fresh: bool,
-    write_sums: str | PathLike[str] | None,
+    sums: bool,
     tick: Callable[[str], None],
 ) -> str: ...
 def experts(

@@ -14,21 +14,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from lingconv import _core
-from lingconv.config import DEFAULT_MEMORY
-from lingconv.errors import Error
+from lingconv import _core, outputs
+from lingconv.config import DEFAULT_MEMORY, DEFAULT_REMEMBER_DAYS
+from lingconv.errors import core_error
 from lingconv.expert_records import ExpertWeights, build_expert_weights
 from lingconv.records import (
     Count,
     Dialect,
-    DtypeRow,
-    Finding,
     Fit,
-    Format,
-    Group,
     Inspection,
     Kernels,
-    Layout,
     Linked,
     PlanSummary,
     Rank,
@@ -39,14 +34,16 @@ from lingconv.records import (
     Status,
     SynthResult,
     Tensor,
+    TensorNames,
     TensorReport,
-    Truth,
-    Verification,
     build,
     build_all,
+    build_inspection,
+    build_names,
 )
 from lingconv.request import Request as Request
 from lingconv.request import Reshard as Reshard
+from lingconv.verify_records import Verification, build_verification
 
 StrPath = str | os.PathLike[str]
 OnProgress = Callable[[Sample], None]
@@ -55,22 +52,16 @@ Listing = tuple[str, str, Literal["hub", "modelscope"], str | None, str | None]
 
 __version__ = _core.__version__
 
+# Tensors that are handed out at a time: a hostile checkpoint names many.
+_PAGE = 8_192
+
 
 @contextmanager
 def _core_errors() -> Iterator[None]:
     try:
         yield
     except _core.CoreError as error:
-        raise Error(
-            error.message,
-            kind=error.kind,
-            exit_code=error.exit_code,
-            details=error.details,
-            path=error.path,
-            tensor=error.tensor,
-            hint=error.hint,
-            text=str(error),
-        ) from None
+        raise core_error(error) from None
 
 
 class Catalog:
@@ -88,20 +79,25 @@ class Catalog:
     def summary(self) -> Inspection:
         """What the checkpoint is."""
         with _core_errors():
-            data = json.loads(self._handle.summary())
-        return build(
-            Inspection,
-            data,
-            dtypes=build_all(DtypeRow, data["dtypes"]),
-            groups=build_all(Group, data["groups"]),
-            format=build(Format, data["format"]),
-            layout=build(Layout, data["layout"]) if data["layout"] else None,
-        )
+            return build_inspection(json.loads(self._handle.summary()))
+
+    def names(self, glob: str | None = None) -> TensorNames:
+        """The names of tensors whose full name matches, numbers folded into ranges."""
+        with _core_errors():
+            return build_names(json.loads(self._handle.names(glob=glob)))
 
     def tensors(self, glob: str | None = None) -> list[Tensor]:
         """Tensors whose full name matches, in the order of the shards."""
-        with _core_errors():
-            return build_all(Tensor, json.loads(self._handle.tensors(glob=glob)))
+        return list(self.each_tensor(glob))
+
+    def each_tensor(self, glob: str | None = None) -> Iterator[Tensor]:
+        """The same, one by one."""
+        following: int | None = 0
+        while following is not None:
+            with _core_errors():
+                page = json.loads(self._handle.tensors(glob=glob, first=following, count=_PAGE))
+            yield from build_all(Tensor, page["rows"])
+            following = page["next"]
 
 
 class Plan:
@@ -143,8 +139,7 @@ class Plan:
         Where stages have folders of their own, only what lies in them.
         """
         with _core_errors():
-            found: list[str] = json.loads(self._handle.files())
-        return found
+            return list(json.loads(self._handle.files()))
 
     def save(self) -> str:
         """Text of the saved plan."""
@@ -253,6 +248,7 @@ def verify(
     io: Literal["auto", "direct", "buffered"] = "auto",
     kernel: str | None = None,
     state: StrPath | None = None,
+    remember_days: float = DEFAULT_REMEMBER_DAYS,
     fresh: bool = False,
     write_sums: StrPath | None = None,
     on_progress: OnProgress | None = None,
@@ -260,14 +256,14 @@ def verify(
     """Compare a folder with what is known of it.
 
     The truth is the file `against`, or `listing`, fetched from a hub, or else what the download
-    left in the folder. With `source`, which the folder was made of, the plan is derived again and
-    done again, and every byte compared; this takes `memory` bytes of buffers and the kernels of
-    level `kernel`. `files` are globs, `rank` such as `{"tp": 3, "pp": 1}` stands for the files
-    that a rank of a re-sharded folder needs. With `experts` the same pass tells what
-    `expert_weights` does, of the whole folder; `arch_file` is the text of an architecture file.
-    Digests are remembered in the folder `state`, if one is given. `write_sums` is written in the
-    form of `sha256sum`.
+    left in the folder. With `source`, which the folder was made of, the plan is derived and done
+    again, and every byte compared, with `memory` bytes of buffers and kernels of level `kernel`.
+    `files` are globs, `rank` such as `{"tp": 3, "pp": 1}` stands for the files that a rank of a
+    re-sharded folder needs. With `experts` the same pass tells what `expert_weights` does, of the
+    whole folder; `arch_file` is the text of an architecture file. Digests are remembered in `state`
+    and believed for `remember_days`, unless `fresh` forgets them; `write_sums` is for `sha256sum`.
     """
+    outputs.check_sums(write_sums)
     with _core_errors():
         text = _core.verify(
             path,
@@ -287,18 +283,14 @@ def verify(
             io=io,
             kernel=kernel,
             state=state,
+            remember_days=remember_days,
             fresh=fresh,
-            write_sums=write_sums,
+            sums=write_sums is not None,
             tick=_tick(on_progress),
         )
     data = json.loads(text)
-    return build(
-        Verification,
-        data,
-        truths=build_all(Truth, data["truths"]),
-        findings=build_all(Finding, data["findings"]),
-        experts=build_expert_weights(data["experts"]) if data["experts"] else None,
-    )
+    outputs.write_sums(write_sums, data["sums"])
+    return build_verification(data)
 
 
 def expert_weights(
@@ -400,6 +392,11 @@ def target(text: str, *, installed: str | None = None) -> str:
     """Name of the profile that `NAME`, `ENGINE` or `ENGINE@VERSION` stands for."""
     with _core_errors():
         return str(json.loads(_core.target(text, installed))["name"])
+
+
+def last_words(text: str, code: int) -> None:
+    """Let this process end so where the core has no memory left; it would abort."""
+    _core.last_words(text, code)
 
 
 def presets() -> list[str]:

@@ -11,18 +11,27 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from io import BufferedWriter, RawIOBase, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from lingconv.errors import Error, file_error
+from lingconv.errors import Error, ExitCode, limit_of
+from lingconv.outputs import open_log
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
 
 _WIDE = 1_000_000
+_STREAMS = ("stdin", "stdout", "stderr")
+# Rows from which on a table is written plainly.
+_MANY = 2_000
 # Names of files and tensors may hold escape sequences, which a terminal would obey.
-_VISIBLE = {
-    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)
+_CONTROLS = (*range(9), *range(11, 32), *range(127, 160))
+# What turns the direction of writing or breaks a line, and bytes that are no UTF-8.
+_MISLEADING = (0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+_SURROGATES = range(0xD800, 0xE000)
+_VISIBLE = {code: f"\\x{code:02x}" for code in _CONTROLS} | {
+    code: f"\\u{code:04x}" for code in (*_MISLEADING, *_SURROGATES)
 }
 _LABELS = {"error": "bold red", "warning": "yellow", "hint": "cyan"}
 
@@ -34,10 +43,12 @@ class Console:
     """
 
     def __init__(self) -> None:
-        # Else the first files that are opened would become stdout and stderr.
-        for name in ("stdout", "stderr"):
+        for number, name in enumerate(_STREAMS):
             if getattr(sys, name) is None:
-                setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+                setattr(sys, name, _standing_in(number))
+            stream = getattr(sys, name)
+            if number and isinstance(stream, TextIOWrapper):
+                setattr(sys, name, _whole(stream))
         self.json = False
         self.quiet = False
         self.verbose = False
@@ -46,16 +57,14 @@ class Console:
 
     def open_log(self, path: Path) -> None:
         """Append everything that goes to stderr to a file, with the time."""
-        try:
-            self._log = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise file_error("cannot write the log", str(path), error) from None
+        self._log = open_log(path)
 
     def close(self) -> None:
         """Close the log, and hand over what is still buffered."""
-        if self._log:
-            self._log.close()
-            self._log = None
+        with self._logging() as log:
+            if log:
+                log.close()
+        self._log = None
         for stream in (sys.stdout, sys.stderr):
             with _leading_nowhere_after(OSError, stream):
                 stream.flush()
@@ -71,12 +80,12 @@ class Console:
 
     def answer(self, text: str, *, style: str | None = None) -> None:
         """A line or more of the answer."""
-        with _leading_nowhere_after(BrokenPipeError, sys.stdout):
+        with _answering():
             _print(sys.stdout, text, style)
 
     def answer_spans(self, spans: Sequence[tuple[str, str]]) -> None:
         """A line of the answer in several styles."""
-        with _leading_nowhere_after(BrokenPipeError, sys.stdout):
+        with _answering():
             if sys.stdout.isatty():
                 from rich.text import Text
 
@@ -87,7 +96,7 @@ class Console:
 
     def answer_json(self, value: Any) -> None:
         """The answer of `--json`."""
-        self.answer(json.dumps(value, ensure_ascii=False))
+        self.answer(json.dumps(value))
 
     def answer_table(
         self,
@@ -98,6 +107,10 @@ class Console:
         indent: int = 2,
     ) -> None:
         """A table as part of the answer; the columns named in `right` are aligned right."""
+        if len(rows) > _MANY:
+            lines = _aligned([columns, *rows], [name in right for name in columns])
+            self.answer("\n".join(" " * indent + line for line in lines))
+            return
         from rich.padding import Padding
         from rich.table import Table
 
@@ -144,18 +157,40 @@ class Console:
     def fail(self, error: Error) -> None:
         """An error and its hint; with `--json` the same as an object on the last line."""
         self.record(f"error {error.exit_code}: {error}")
-        self._message(str(error), label="error")
+        for label, text in self._said_of(error):
+            self._message(text, label=label)
+
+    def failure(self, error: Error) -> str:
+        """The same, for whoever cannot call it at the time."""
+        lines = (f"{label}: {text}" if label else text for label, text in self._said_of(error))
+        return "".join(f"{line}\n" for line in lines)
+
+    def _said_of(self, error: Error) -> Iterator[tuple[str | None, str]]:
+        yield "error", str(error)
         if error.hint:
-            self._message("")
-            self._message(error.hint, label="hint")
+            yield None, ""
+            yield "hint", error.hint
         if self.json:
-            self._message(json.dumps({"error": error.as_json()}, ensure_ascii=False))
+            yield None, json.dumps({"error": error.as_json()})
 
     def record(self, text: str) -> None:
         """A line for the log alone."""
-        if self._log:
-            self._log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}\n")
-            self._log.flush()
+        with self._logging() as log:
+            if log:
+                log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}\n")
+                log.flush()
+
+    @contextlib.contextmanager
+    def _logging(self) -> Iterator[TextIO | None]:
+        """A log that cannot be written ends, and the command goes on without it."""
+        try:
+            yield self._log
+        except OSError as error:
+            log, self._log = self._log, None
+            if log:
+                with contextlib.suppress(OSError):
+                    log.close()
+            self.warn(f"the log ends here: {error.strerror}")
 
     def _message(self, text: str, label: str | None = None) -> None:
         plain = f"{label}: {text}" if label else text
@@ -167,6 +202,42 @@ class Console:
                 _print(sys.stderr, text, None)
             else:
                 _print(sys.stderr, plain, None)
+
+
+def _standing_in(number: int) -> TextIO:
+    """A stream that leads nowhere for one that was closed.
+
+    Its number is taken, and those below it: else the first files that are opened would become
+    stdout and stderr.
+    """
+    while (nowhere := os.open(os.devnull, os.O_RDWR)) < number:
+        pass
+    return os.fdopen(nowhere, "w" if number else "r")
+
+
+def _whole(stream: TextIOWrapper) -> TextIOWrapper:
+    """The same stream for any text: a terminal that lacks a sign shows its number.
+
+    With PYTHONUNBUFFERED the interpreter has streams that lose the rest of what was taken in part,
+    as it is at a signal or on a disk that has just become full.
+    """
+    raw, encoding = stream.buffer, stream.encoding
+    if isinstance(raw, RawIOBase):
+        stream.detach()
+        stream = TextIOWrapper(BufferedWriter(raw), encoding, line_buffering=True)
+    stream.reconfigure(errors="backslashreplace")
+    return stream
+
+
+def _aligned(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> Iterator[str]:
+    """Lines of a table that is too long to be drawn in seconds."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (
+            cell.rjust(width) if is_right else cell.ljust(width)
+            for cell, width, is_right in zip(row, widths, right, strict=True)
+        )
+        yield "   ".join(cells).rstrip()
 
 
 def _rich(stream: TextIO) -> RichConsole:
@@ -186,10 +257,23 @@ def _print(stream: TextIO, text: str, style: str | None) -> None:
 
 
 @contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        with _leading_nowhere_after(BrokenPipeError, sys.stdout):
+            yield
+    except OSError as error:
+        message = f"cannot write the answer: {error.strerror}"
+        limit = limit_of(error)
+        hint = limit.hint if limit else None
+        raise Error(message, kind="io", exit_code=ExitCode.IO, path="stdout", hint=hint) from None
+
+
+@contextlib.contextmanager
 def _leading_nowhere_after(failure: type[OSError], stream: TextIO) -> Iterator[None]:
     """Let a stream that fails lead nowhere from then on: the interpreter flushes it once more."""
     try:
         yield
     except failure:
-        with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        # Without a descriptor for it the stream fails again, and that is caught here again.
+        with contextlib.suppress(OSError), Path(os.devnull).open("w", encoding="utf-8") as nowhere:
             os.dup2(nowhere.fileno(), stream.fileno())

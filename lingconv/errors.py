@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -39,6 +40,16 @@ EXIT_CODES = {
     ExitCode.UNVERIFIABLE: "could not verify (no digest to compare with)",
     ExitCode.SIGINT: "SIGINT, resumable",
     ExitCode.SIGTERM: "SIGTERM, resumable",
+}
+
+# What a disk or a network answers, whichever name was given.
+_OF_THE_DISK = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EAGAIN,
+    errno.EINTR,
+    errno.EOPNOTSUPP,
 }
 
 
@@ -80,23 +91,92 @@ class Error(Exception):
         }
 
 
+def core_error(raised: Any) -> Error:
+    """The same error as one of the compiled core, whose exception has the same fields."""
+    fields = {name: getattr(raised, name) for name in ("details", "path", "tensor", "hint")}
+    code = raised.exit_code
+    return Error(raised.message, kind=raised.kind, exit_code=code, text=str(raised), **fields)
+
+
 def usage_error(message: str, *, path: str | None = None, hint: str | None = None) -> Error:
     """The request makes no sense."""
     return Error(message, kind="usage", exit_code=ExitCode.USAGE, path=path, hint=hint)
 
 
+def invalid_error(message: str, path: str, *, hint: str | None = None) -> Error:
+    """A file that says what cannot be."""
+    return Error(message, kind="invalid", exit_code=ExitCode.INVALID, path=path, hint=hint)
+
+
 def file_error(action: str, path: str, error: OSError) -> Error:
     """A small file that the user named (a plan, a log) could not be read or written."""
     message = f"{action}: {error.strerror}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Error(message, kind="space", exit_code=ExitCode.SPACE, path=path)
+    if error.errno in _LIMITS:
+        return _space_error(message, path=path, hint=_LIMITS[error.errno])
+    if error.errno in _OF_THE_DISK:
+        return Error(message, kind="io", exit_code=ExitCode.IO, path=path)
     return usage_error(message, path=path)
 
 
-def unexpected_error(error: Exception) -> Error:
-    """What nobody handled: no memory left, a stream that cannot be written, or else a bug."""
-    if isinstance(error, MemoryError):
-        return Error("not enough memory", kind="space", exit_code=ExitCode.SPACE)
+def _space_error(message: str, *, path: str | None = None, hint: str | None) -> Error:
+    """The system gives no more of something."""
+    return Error(message, kind="space", exit_code=ExitCode.SPACE, path=path, hint=hint)
+
+
+_MORE_MEMORY = "raise the limit of memory (`ulimit -v`), or use fewer jobs"
+_MORE_FILES = "raise the limit of open files (`ulimit -n`)"
+_MORE_THREADS = "raise the limit of processes (`ulimit -u`) or of memory, or use fewer: --jobs 1"
+# What is full or limited, and what helps.
+_LIMITS = {
+    errno.ENOSPC: None,
+    errno.EDQUOT: None,
+    errno.EFBIG: "raise the limit of file sizes (`ulimit -f`), or use another file system",
+    errno.EMFILE: _MORE_FILES,
+    errno.ENFILE: "raise the system's limit of open files (fs.file-max)",
+    errno.ENOMEM: _MORE_MEMORY,
+}
+# The loader of shared libraries has no numbers for what it lacks, only words.
+_UNMAPPED = re.compile("failed to map|cannot map|allocate|cannot create shared object descriptor")
+_UNOPENED = re.compile(rf"Error {errno.EMFILE}\b|Too many open files")
+
+
+def limit_of(raised: BaseException) -> Error | None:
+    """The limit of the system that an exception tells of, or one that it came from."""
+    for error in _causes(raised):
+        text = str(error)
+        if isinstance(error, MemoryError):
+            return memory_error()
+        if isinstance(error, OSError) and error.errno in _LIMITS:
+            return _space_error(text, hint=_LIMITS[error.errno])
+        if isinstance(error, RuntimeError) and text == "can't start new thread":
+            return threads_error()
+        if isinstance(error, ImportError) and _UNMAPPED.search(text):
+            return _space_error("not enough memory to load a library", hint=_MORE_MEMORY)
+        if isinstance(error, ImportError) and _UNOPENED.search(text):
+            return _space_error("too many open files to load a library", hint=_MORE_FILES)
+    return None
+
+
+def memory_error() -> Error:
+    """No memory more."""
+    return _space_error("not enough memory", hint=_MORE_MEMORY)
+
+
+def threads_error() -> Error:
+    """Neither a thread nor a process more."""
+    return _space_error("the system gives no more threads", hint=_MORE_THREADS)
+
+
+def _causes(raised: BaseException | None) -> Iterator[BaseException]:
+    while raised is not None:
+        yield raised
+        raised = raised.__cause__ or raised.__context__
+
+
+def unexpected_error(error: BaseException) -> Error:
+    """What nobody handled: a limit, a stream that cannot be written, or else a bug."""
+    if limit := limit_of(error):
+        return limit
     if isinstance(error, OSError):
         return Error(str(error), kind="io", exit_code=ExitCode.IO)
     return Error(
@@ -105,6 +185,13 @@ def unexpected_error(error: Exception) -> Error:
         exit_code=ExitCode.INTERNAL,
         hint="please report it with the command and the output of LINGCONV_DEBUG=1",
     )
+
+
+def of(raised: BaseException) -> Error:
+    """What a command ends with, whatever was raised."""
+    if isinstance(raised, Interrupted):
+        return cancelled(raised.number)
+    return raised if isinstance(raised, Error) else unexpected_error(raised)
 
 
 def cancelled(

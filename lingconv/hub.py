@@ -12,17 +12,18 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPMessage
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
-from urllib.error import URLError
 from urllib.parse import quote, urlencode, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from lingconv.errors import Error, ExitCode, usage_error
+from lingconv import foreign
+from lingconv.errors import Error, ExitCode, invalid_error, limit_of, usage_error
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
@@ -36,8 +37,9 @@ MODELSCOPE_REVISION = "master"
 # The service cuts a listing here without saying so.
 MODELSCOPE_LIMIT = 3_000
 TIMEOUT = 60.0
-MAX_FILES = 1_000_000
+MAX_FILES = 100_000
 MAX_ANSWER = 64 << 20
+MAX_REQUESTS = 2_000
 CHUNK = 1 << 16
 
 _AGAINST = re.compile(r"(hub|modelscope)(?::([^@]*))?(?:@(.*))?", re.DOTALL)
@@ -107,7 +109,7 @@ def hugging_face_listing(
 
     HF_ENDPOINT and the token are those of huggingface_hub.
     """
-    endpoint = (os.environ.get("HF_ENDPOINT") or "").rstrip("/") or None
+    endpoint = _endpoint("HF_ENDPOINT")
     place = f"{endpoint or 'https://huggingface.co'}/{repository}"
 
     def work() -> HubListing:
@@ -117,20 +119,90 @@ def hugging_face_listing(
         # It announces its retries on stderr, where the error must be the last line.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         api = HfApi(endpoint=endpoint, library_name="lingconv")
-        info = api.model_info(repository, revision=revision, timeout=timeout)
-        if info.sha is None:
-            raise ValueError("the answer names no commit")
         entries = []
-        for entry in api.list_repo_tree(repository, recursive=True, revision=info.sha):
-            if isinstance(entry, RepoFile):
-                entries.append(_as_json(entry))
-            if len(entries) > MAX_FILES:
-                raise ValueError(f"more than {MAX_FILES} files")
+        with _asking_only(api.endpoint):
+            info = api.model_info(repository, revision=revision, timeout=timeout)
+            if info.sha is None:
+                raise ValueError("the answer names no commit")
+            for entry in api.list_repo_tree(repository, recursive=True, revision=info.sha):
+                if isinstance(entry, RepoFile):
+                    entries.append(_as_json(entry))
+                if len(entries) > MAX_FILES:
+                    raise ValueError(f"more than {MAX_FILES} files")
         origin = f"{place}@{info.sha}"
         return HubListing(json.dumps(entries), info.sha, info.id or repository, origin)
 
     login = "log in with `hf auth login` or set HF_TOKEN"
     return _guarded(HUGGING_FACE, f"{place}@{revision or 'main'}", login, timeout, work)
+
+
+def _endpoint(variable: str) -> str | None:
+    """The address that a variable holds. One with a password in it would be shown and logged."""
+    endpoint = (os.environ.get(variable) or "").rstrip("/") or None
+    if endpoint and "@" in endpoint.split("://", 1)[-1].split("/", 1)[0]:
+        raise usage_error(
+            f"{variable} holds a user name or password",
+            hint="leave it out of the address, and set the token",
+        )
+    return endpoint
+
+
+@contextmanager
+def _asking_only(endpoint: str) -> Iterator[None]:
+    """Let the library ask nobody but `endpoint`, and not without end.
+
+    It follows what an answer names as the next page, and takes the token along. It takes answers of
+    any size, which may inflate a thousandfold and become lists of 64 times that in memory.
+    """
+    from huggingface_hub import get_session
+
+    own, asked = _origin(endpoint), 0
+
+    def check(request: Any) -> None:
+        nonlocal asked
+        asked += 1
+        _check_origin(str(request.url), own)
+        if asked > MAX_REQUESTS:
+            raise ValueError(f"a listing of more than {MAX_REQUESTS} pages")
+
+    def bound(response: Any) -> None:
+        read = response.iter_bytes
+        response.iter_bytes = lambda *args, **words: _bounded(read(*args, **words))
+
+    session = get_session()
+    hooks = session.event_hooks
+    session.event_hooks = {
+        "request": [check, *hooks["request"]],
+        "response": [bound, *hooks["response"]],
+    }
+    try:
+        yield
+    finally:
+        session.event_hooks = hooks
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None, str | None]:
+    """Scheme, host, port and user of an address: a token is for one of these alone."""
+    parts = urlsplit(url)
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, parts.hostname, port, parts.username
+
+
+def _check_origin(url: str, own: tuple[str, str | None, int | None, str | None]) -> None:
+    """Refuse an address that an answer leads to, if it is not the endpoint's."""
+    if _origin(url) != own:
+        raise ValueError(f"the answer leads to another server: {url}")
+
+
+def _bounded(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Bytes of an answer, as long as it becomes nothing that has no room."""
+    size = built = 0
+    for chunk in chunks:
+        size += len(chunk)
+        built += foreign.built_size(chunk)
+        if size > MAX_ANSWER or built > foreign.MAX_BUILT:
+            raise ValueError(f"an answer of more than {MAX_ANSWER} bytes, or as much in memory")
+        yield chunk
 
 
 def _as_json(file: RepoFile) -> dict[str, Any]:
@@ -153,7 +225,7 @@ def modelscope_listing(
     The service names the commit only sometimes.
     """
     revision = revision or MODELSCOPE_REVISION
-    endpoint = (os.environ.get("MODELSCOPE_ENDPOINT") or MODELSCOPE_URL).rstrip("/")
+    endpoint = _endpoint("MODELSCOPE_ENDPOINT") or MODELSCOPE_URL
     endpoint = endpoint if "://" in endpoint else f"https://{endpoint}"
     if urlsplit(endpoint).scheme not in ("http", "https"):
         raise usage_error("MODELSCOPE_ENDPOINT is no http or https address")
@@ -163,14 +235,14 @@ def modelscope_listing(
 
     def work() -> HubListing:
         answer = _get(url, timeout)
-        commit = _check_modelscope(json.loads(answer))
+        commit = _check_modelscope(foreign.parse_json(answer, url, refuse=invalid_error))
         return HubListing(answer.decode(), commit, repository, place)
 
     return _guarded(MODELSCOPE, place, "set MODELSCOPE_API_TOKEN", timeout, work)
 
 
 class _Redirects(HTTPRedirectHandler):
-    """Follows redirects within http and https, but not from https to http."""
+    """Follows redirects within the server that was asked: a page of another is not its word."""
 
     def redirect_request(
         self,
@@ -181,9 +253,7 @@ class _Redirects(HTTPRedirectHandler):
         headers: HTTPMessage,
         newurl: str,
     ) -> Request | None:
-        allowed = ("https",) if req.type == "https" else ("http", "https")
-        if urlsplit(newurl).scheme not in allowed:
-            raise URLError(f"redirected to {newurl}")
+        _check_origin(newurl, _origin(req.full_url))
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -193,13 +263,8 @@ def _get(url: str, timeout: float) -> bytes:
     if token:
         # Not sent on to where a redirect leads.
         request.add_unredirected_header("Cookie", f"m_session_id={token}")
-    answer = bytearray()
     with build_opener(_Redirects).open(request, timeout=timeout) as response:
-        while chunk := response.read(CHUNK):
-            answer += chunk
-            if len(answer) > MAX_ANSWER:
-                raise ValueError(f"an answer of more than {MAX_ANSWER} bytes")
-    return bytes(answer)
+        return b"".join(_bounded(iter(lambda: response.read(CHUNK), b"")))
 
 
 def _check_modelscope(answer: Any) -> str | None:
@@ -229,6 +294,8 @@ def _guarded(
     except FutureTimeoutError:
         reason, status = f"no whole answer within {timeout:g} s", None
     except Exception as error:
+        if limit := limit_of(error):
+            raise limit from None
         reason, status = _reason(error)
     raise Error(
         f"no listing from {service}: {reason}",

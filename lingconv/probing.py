@@ -16,7 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lingconv.errors import Error, ExitCode, usage_error
+from lingconv import foreign
+from lingconv.errors import (
+    Error,
+    ExitCode,
+    invalid_error,
+    limit_of,
+    threads_error,
+    usage_error,
+)
 
 SCRIPT = Path(__file__).parent / "engines" / "vllm_probe.py"
 ENGINES = ("vllm",)
@@ -25,6 +33,7 @@ MAX_ANSWER = 1 << 28
 # Lines of what the engine wrote before it failed.
 LAST_LINES = 8
 CONFIG = "config.json"
+MAX_CONFIG = 1 << 24
 NO_PYTHON = "name the interpreter of the environment that has vLLM, as /opt/vllm/bin/python"
 LAYER = re.compile(r"(?<=\.layers\.)\d+(?=\.)")
 
@@ -109,9 +118,14 @@ def _folders(held: dict[str, Any], output: Path, source: Path | None, scratch: P
         small = path.is_file() and path.suffix in (".py", ".json", ".txt", ".model", ".jinja")
         if small and path.name != CONFIG and not path.name.endswith(".index.json"):
             (folder / path.name).symlink_to(path.resolve())
-    text = held["config"] or (source / CONFIG).read_text(encoding="utf-8")
+    text = held["config"] or _config(source)
     (folder / CONFIG).write_text(text, encoding="utf-8")
     return [str(folder)] * int(held["pp"])
+
+
+def _config(source: Path) -> str:
+    path = foreign.resolve_inside(source, CONFIG, refuse=invalid_error)
+    return foreign.read_text(path, MAX_CONFIG, refuse=invalid_error)
 
 
 def _run(python: Path, request: dict[str, Any], scratch: Path, timeout: float) -> dict[str, Any]:
@@ -140,7 +154,8 @@ def _run(python: Path, request: dict[str, Any], scratch: Path, timeout: float) -
         ) from None
     except OSError as error:
         message = f"cannot run it: {error.strerror}"
-        raise usage_error(message, path=str(python), hint=NO_PYTHON) from None
+        limit = threads_error() if isinstance(error, BlockingIOError) else limit_of(error)
+        raise limit or usage_error(message, path=str(python), hint=NO_PYTHON) from None
     found = _read(answer)
     lines = [line for line in done.stderr.splitlines() if line.strip()][-LAST_LINES:]
     if found is None:
@@ -160,7 +175,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         if path.stat().st_size > MAX_ANSWER:
             return None
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 

@@ -110,7 +110,7 @@ class _Json:
             self._line(sample)
 
     def _line(self, sample: Sample) -> None:
-        self._write(json.dumps(self._pace.record(sample), ensure_ascii=False))
+        self._write(json.dumps(self._pace.record(sample)))
 
 
 class _Bar:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from lingconv.units import count_text, size_text
-
-if TYPE_CHECKING:
-    from lingconv.expert_records import ExpertWeights
 
 R = TypeVar("R")
 
@@ -23,6 +20,29 @@ def build(record: type[R], data: Mapping[str, Any], **nested: Any) -> R:
 def build_all(record: type[R], rows: list[Mapping[str, Any]]) -> list[R]:
     """A record a row."""
     return [build(record, row) for row in rows]
+
+
+@dataclass(frozen=True)
+class TensorPattern:
+    """Tensors whose names differ in numbers alone, of one dtype and shape."""
+
+    name: str
+    tensors: int
+    dtype: str
+    shape: list[int]
+
+
+@dataclass(frozen=True)
+class TensorNames:
+    """Patterns in the order in which they first appear, and how many tensors are of yet others."""
+
+    patterns: list[TensorPattern]
+    left_out: int
+
+
+def build_names(data: Mapping[str, Any]) -> TensorNames:
+    """Names of their JSON."""
+    return build(TensorNames, data, patterns=build_all(TensorPattern, data["patterns"]))
 
 
 @dataclass(frozen=True)
@@ -117,6 +137,18 @@ class Inspection:
     warnings: list[str]
 
 
+def build_inspection(data: Mapping[str, Any]) -> Inspection:
+    """What a checkpoint is, of its JSON."""
+    return build(
+        Inspection,
+        data,
+        dtypes=build_all(DtypeRow, data["dtypes"]),
+        groups=build_all(Group, data["groups"]),
+        format=build(Format, data["format"]),
+        layout=build(Layout, data["layout"]) if data["layout"] else None,
+    )
+
+
 @dataclass(frozen=True)
 class Count:
     """Tensors and their bytes in the source."""
@@ -205,6 +237,7 @@ class Space:
     window: int
     output_buffer: int
     buffers: int
+    read_twice: int
 
 
 @dataclass(frozen=True)
@@ -300,47 +333,3 @@ class Dialect:
 
     name: str
     description: str
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that a verification found; a note unless it is a failure."""
-
-    category: str
-    file: str
-    tensor: str | None
-    message: str
-    failure: bool
-
-
-@dataclass(frozen=True)
-class Truth:
-    """A source of truth and how many files of the folder it covers."""
-
-    kind: str
-    origin: str
-    commit: str | None
-    repository: str | None
-    covers: int
-    self_attested: bool
-    notes: list[str]
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What a verification found; `verdict` is ok, failed or unverifiable.
-
-    `experts` is what their weights tell, where that was asked and could be told.
-    """
-
-    schema: str
-    verdict: str
-    level: str
-    truths: list[Truth]
-    files: int
-    verified: int
-    resumed: int
-    bytes: int
-    uncovered: list[str]
-    findings: list[Finding]
-    experts: ExpertWeights | None

@@ -55,3 +55,12 @@ def duration_text(seconds: float) -> str:
         return f"{minutes}m {rest:02d}s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h {minutes:02d}m"
+
+
+def age_text(seconds: int) -> str:
+    """`3 days`, in whole units of the largest kind that is reached."""
+    for name, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= length:
+            count = seconds // length
+            return f"{count} {name}" if count == 1 else f"{count} {name}s"
+    return "less than a minute"

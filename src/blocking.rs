@@ -10,6 +10,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use lingconv_core::error::{Error, Result};
+use lingconv_core::threads;
 use pyo3::prelude::*;
 
 use crate::errors::to_py;
@@ -28,12 +29,13 @@ pub fn run<T: Send>(
     let (done, finished) = channel();
     let finished = std::sync::Mutex::new(finished);
     std::thread::scope(|scope| {
-        let thread = scope.spawn(move || {
+        let thread = threads::spawn(scope, move || {
             let result = work();
             // The receiver outlives this thread.
             let _ = done.send(());
             result
-        });
+        })
+        .map_err(|e| to_py(py, &e))?;
         let mut raised = None;
         loop {
             let waited = py.detach(|| {

@@ -34,9 +34,23 @@ impl Catalog {
         detached(py, || json(&inspect::summarize(&self.inner, self.model.as_ref())))
     }
 
-    /// Tensors whose name matches `glob`, as a JSON list.
+    /// Names of the tensors that match `glob`, numbers folded, as JSON.
     #[pyo3(signature = (*, glob=None))]
-    fn tensors(&self, py: Python<'_>, glob: Option<String>) -> PyResult<String> {
-        detached(py, || json(&inspect::tensors(&self.inner, self.model.as_ref(), glob.as_deref())?))
+    fn names(&self, py: Python<'_>, glob: Option<String>) -> PyResult<String> {
+        detached(py, || json(&inspect::names(&self.inner, glob.as_deref())?))
+    }
+
+    /// Tensors from position `first` on whose name matches `glob`, at most `count`, as JSON, and the
+    /// position where to go on.
+    #[pyo3(signature = (*, glob=None, first, count))]
+    fn tensors(
+        &self,
+        py: Python<'_>,
+        glob: Option<String>,
+        first: usize,
+        count: usize,
+    ) -> PyResult<String> {
+        let (glob, model) = (glob.as_deref(), self.model.as_ref());
+        detached(py, || json(&inspect::tensors(&self.inner, model, glob, (first, count))?))
     }
 }

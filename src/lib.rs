@@ -15,12 +15,23 @@ mod run;
 mod synth;
 mod verify;
 
+use lingconv_core::memory::{self, Allocator};
 use pyo3::prelude::*;
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
+
+/// Lets this process end with `code`, and `text` on stderr, where the core has no memory left.
+#[pyfunction]
+fn last_words(text: &str, code: i32) {
+    memory::last_words(text, code);
+}
 
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("CoreError", module.py().get_type::<errors::CoreError>())?;
+    module.add_function(wrap_pyfunction!(last_words, module)?)?;
     module.add_class::<catalog::Catalog>()?;
     module.add_class::<plan::Plan>()?;
     module.add_function(wrap_pyfunction!(run::run, module)?)?;

@@ -101,9 +101,10 @@ impl Plan {
     ) -> PyResult<String> {
         detached(py, || {
             run::check_apart(catalog.inner.root.path(), &output)?;
-            let buffers = budget::budget(&self.inner, memory, jobs)?;
+            let buffers =
+                budget::budget(&self.inner, memory, jobs, budget::Together::of(&self.inner))?;
             let free = small::free_space(&output)?.bytes;
-            let needed = output::needed(&output, &catalog.inner, &self.inner);
+            let needed = output::needed(&output, &catalog.inner, &self.inner)?;
             errors::json(&json!({
                 "needed": needed,
                 "free": free,
@@ -111,6 +112,7 @@ impl Plan {
                 "window": buffers.window,
                 "output_buffer": buffers.output_buffer,
                 "buffers": buffers.total,
+                "read_twice": buffers.read_twice,
             }))
         })
     }

@@ -11,7 +11,7 @@ use lingconv_core::io::Mode;
 use lingconv_core::join::{join, joined};
 use lingconv_core::numeric::Level;
 use lingconv_core::run as core;
-use lingconv_core::trust::{known_links, known_sources};
+use lingconv_core::trust::{known_files, known_sources};
 use pyo3::prelude::*;
 use serde_json::json;
 
@@ -78,12 +78,12 @@ pub fn run(
         py,
         &progress.cancel,
         || {
+            options.links = known_files(&catalog.inner)?;
             let joined = join(&catalog.inner, &plan.inner, &options, &progress)?;
             let plan = joined.as_ref().unwrap_or(&plan.inner);
             if verify_source {
                 options.known = Some(known_sources(&catalog.inner, plan, &progress)?);
             }
-            options.links = known_links(&catalog.inner, plan);
             core::run(&catalog.inner, plan, &options, &progress)
         },
         |cancelling| report(py, &progress, cancelling, &tick),
@@ -138,7 +138,8 @@ fn folder_options(output: PathBuf) -> Options {
 #[pyo3(signature = (catalog, plan, *, output))]
 pub fn finish(py: Python<'_>, catalog: &Catalog, plan: &Plan, output: PathBuf) -> PyResult<String> {
     blocking::detached(py, || {
-        let options = folder_options(output);
+        let mut options = folder_options(output);
+        options.links = known_files(&catalog.inner)?;
         let joined = joined(&catalog.inner, &plan.inner, &options.output)?;
         let plan = joined.as_ref().unwrap_or(&plan.inner);
         let outcome = core::finish(&catalog.inner, plan, &options, &Progress::default())?;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use lingconv_core::against::remake;
 use lingconv_core::error::{Error, Result};
@@ -12,11 +13,14 @@ use lingconv_core::model::parallel::RankOnly;
 use lingconv_core::numeric;
 use lingconv_core::plan::{original, request::load_model};
 use lingconv_core::verify::selection::Subset;
+use lingconv_core::verify::state::Remembering;
 use lingconv_core::verify::{self as core, Level, Options, digests};
 use pyo3::prelude::*;
 
 use crate::run::{kernel_level, report};
 use crate::{blocking, errors};
+
+const SECONDS_A_DAY: f64 = 86_400.0;
 
 /// A listing that was fetched: text, address, which hub, commit, repository.
 type Listing = (String, String, String, Option<String>, Option<String>);
@@ -43,13 +47,21 @@ fn survey(
     Survey::new(catalog, model, io, kernel)
 }
 
+/// How digests are remembered in the folder `state`, if that is given and they last at all.
+fn remembering(state: Option<PathBuf>, days: f64, fresh: bool) -> Result<Option<Remembering>> {
+    let lasting = Duration::try_from_secs_f64(days * SECONDS_A_DAY)
+        .map_err(|_| Error::usage(format!("{days} is no number of days to remember")))?;
+    let folder = state.filter(|_| !lasting.is_zero());
+    Ok(folder.map(|folder| Remembering { folder, lasting, fresh }))
+}
+
 /// Verifies a folder; JSON `lingconv.verify/1`.
 ///
 /// The sources of truth are `against`, a file, or `listing`, fetched from a hub, or
 /// else what the download left in the folder, and `source`, which it was made of. With `experts`
 /// their weights are looked at in the same pass; `arch_file` is the text of an architecture file.
 #[pyfunction]
-#[pyo3(signature = (path, *, level, against, listing, source, subset, files, rank, strict, allow_config_edits, experts, arch_file, jobs, memory, io, kernel, state, fresh, write_sums, tick))]
+#[pyo3(signature = (path, *, level, against, listing, source, subset, files, rank, strict, allow_config_edits, experts, arch_file, jobs, memory, io, kernel, state, remember_days, fresh, sums, tick))]
 #[expect(
     clippy::too_many_arguments,
     clippy::fn_params_excessive_bools,
@@ -74,8 +86,9 @@ pub fn verify(
     io: &str,
     kernel: Option<&str>,
     state: Option<PathBuf>,
+    remember_days: f64,
     fresh: bool,
-    write_sums: Option<PathBuf>,
+    sums: bool,
     tick: Py<PyAny>,
 ) -> PyResult<String> {
     let options = || -> Result<Options> {
@@ -103,9 +116,8 @@ pub fn verify(
             allow_config_edits,
             jobs,
             io,
-            state,
-            fresh,
-            write_sums,
+            remembering: remembering(state, remember_days, fresh)?,
+            sums,
         })
     };
     let kernel = kernel_level(kernel).map_err(|e| errors::to_py(py, &e))?;

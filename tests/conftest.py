@@ -9,7 +9,22 @@ import pytest
 
 import damage as do
 from downloads import hub_cache, hub_local, hub_records, sums
+from injection import INJECTIONS
+from requirements import skip_what_is_lacking
 from support import succeed
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip by name what this machine cannot run."""
+    skip_what_is_lacking(items)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many system calls were made to fail."""
+    passed = terminalreporter.getreports("passed")
+    told = [value for done in passed for name, value in done.user_properties if name == INJECTIONS]
+    if told:
+        terminalreporter.write_line(f"{sum(told)} system calls failed or were the last of a run")
 
 
 @pytest.fixture(scope="session")

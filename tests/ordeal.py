@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from invariants import JOURNALS, violations
 from support import COMMAND, environment
 
 # Sizes and counts of the full series instead of the sample that every `make test` runs.
 FULL = os.environ.get("LINGCONV_FULL") == "1"
-JOURNALS = ".lingconv"
 PATIENCE = 60
 _CHUNK = 8 << 20
 Words = Sequence[str | Path]
@@ -90,10 +90,12 @@ class Case:
             if not name.endswith(".part") and not name.startswith(f"{JOURNALS}/")
         }
         assert found.items() <= self.expected.items()
+        assert violations(output, self.expected) == []
 
     def check_finished(self, output: Path) -> None:
         """Byte for byte the undisturbed output, with its sums, and no leftovers."""
         assert digests(output) == self.expected
+        assert violations(output, self.expected) == []
         assert not (output / JOURNALS).exists()
 
 

@@ -21,7 +21,8 @@ from lingconv.reference.storage import INDEX, read_headers
 COMMAND = (sys.executable, "-m", "lingconv")
 MANIFEST = "lingconv.manifest.json"
 TIMEOUT = 120
-OWN_VARIABLES = ("LINGCONV_", "SLURM_", "RANK", "WORLD_SIZE", "NO_COLOR")
+LAUNCHERS = ("SLURM_", "OMPI_", "PMI_", "RANK", "WORLD_SIZE", "JOB_COMPLETION_INDEX")
+OWN_VARIABLES = ("LINGCONV_", "NO_COLOR", *LAUNCHERS)
 EXPERT = "model.layers.1.mlp.experts.3.up_proj.weight"
 
 
@@ -101,6 +102,14 @@ def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder, by relative name."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def made_of_any(folder: Path) -> dict[str, Any]:
+    """The same of a finished output, whichever files its source lay in."""
+    files: dict[str, Any] = dict(contents(folder))
+    manifest = json.loads(files[MANIFEST])
+    assert manifest["source"].pop("files")
+    return files | {MANIFEST: manifest}
 
 
 def published(folder: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from lingconv.cli.contents import COMMANDS
 from lingconv.errors import EXIT_CODES
+from ordeal import FULL, Words
 from support import COMMAND, answer, environment, lingconv, on_a_terminal, refuse, succeed
 
 
@@ -146,7 +148,7 @@ def test_a_log_holds_what_was_said_with_times(tiny: Path) -> None:
     succeed("quantize", "fp8", tiny, "-q", "--log", log)
     refuse(2, "quantize", "fp8", tiny, "-o", tiny, "--log", log)
     lines = log.read_text().splitlines()
-    assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} ", line) for line in lines[:1])
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} ", line) for line in lines[1:2])
     text = log.read_text()
     assert f"lingconv quantize fp8 {tiny} -q --log {log}" in text
     assert "Plan " in text
@@ -223,3 +225,114 @@ def test_synth_tells_how_far_it_is(tmp_path: Path) -> None:
     done = succeed("synth", "tiny", "-o", tmp_path / "made", "--progress", "json")
     samples = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
     assert samples[-1]["total"] == samples[-1]["written"] > 0
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (["inspect"], "--tensor"),
+        (["quantize", "fp8"], "--explain"),
+        (["quantize", "fp8"], "--dialect"),
+        (["reshard"], "--target"),
+        (["verify"], "--files"),
+    ],
+)
+def test_a_word_that_is_no_text_is_refused(tiny: Path, command: list[str], option: str) -> None:
+    error = refuse(2, *command, tiny, option, os.fsdecode(b"name-\xff"))
+    assert "name-\\udcff" in error["message"]
+
+
+def test_a_dialect_is_no_part_of_a_path(tiny: Path) -> None:
+    assert "/dev/full" in refuse(2, "quantize", "fp8", tiny, "--dialect", "/dev/full")["message"]
+
+
+def test_a_log_that_ends_early_is_said(tiny: Path) -> None:
+    done = succeed("inspect", tiny, "--log", "/dev/full")
+    assert done.stderr.startswith("warning: the log ends here: No space left on device\n")
+
+
+COMPLETING = {"_LINGCONV_COMPLETE": "bash_complete", "COMP_WORDS": "lingconv q", "COMP_CWORD": "1"}
+# What a shell may do to the streams, and the codes of commands that have something to answer.
+STREAMS = {
+    "2>&-": {0},
+    "0<&-": {0},
+    ">&-": {0},
+    "<&- >&- 2>&-": {0},
+    ">/dev/full": {6, 8},
+    "2>/dev/full": {0},
+    ">/dev/full 2>/dev/full": {6, 8},
+    "1</dev/null 2</dev/null": {8},
+}
+ENCODINGS: list[dict[str, str]] = [
+    {"LC_ALL": "C"},
+    {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+    {"PYTHONIOENCODING": "ascii"},
+    {"PYTHONIOENCODING": "latin-1:strict"},
+    {"PYTHONUNBUFFERED": "1"},
+]
+
+
+def answering(tiny: Path) -> list[tuple[Words, dict[str, str]]]:
+    """Commands of all kinds, with the variables that they need."""
+    words: list[Words] = [
+        ("--help",),
+        ("--version",),
+        ("experts", "place", "--help"),
+        ("inspect", tiny),
+        ("inspect", tiny, "--json"),
+        ("quantize", "fp8", tiny, "--dry-run"),
+        ("completion", "bash"),
+    ]
+    return [*((each, {}) for each in words), ((), COMPLETING)]
+
+
+def check_said(done: subprocess.CompletedProcess[str], what: object) -> None:
+    for word in ("Traceback", "Exception ignored", "error: internal"):
+        assert word not in done.stdout + done.stderr, (what, done)
+
+
+@pytest.mark.parametrize("redirection", STREAMS)
+def test_streams_that_are_full_or_closed(tiny: Path, redirection: str) -> None:
+    chance = random.Random(redirection)
+    for words, variables in answering(tiny) if FULL else chance.sample(answering(tiny), 3):
+        done = subprocess.run(
+            ["sh", "-c", f'exec "$@" {redirection}', "sh", *COMMAND, *map(str, words)],
+            env=environment(**variables),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode in STREAMS[redirection], (words, done)
+        check_said(done, words)
+
+
+@pytest.mark.parametrize("variables", ENCODINGS)
+def test_streams_of_any_encoding(tiny: Path, variables: dict[str, str]) -> None:
+    for words, own in answering(tiny) if FULL else answering(tiny)[2::2]:
+        done = subprocess.run(
+            [*COMMAND, *map(str, words)],
+            env=environment(**variables, **own),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        assert done.returncode == 0, (words, done)
+        assert done.stdout
+        check_said(done, words)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"_LINGCONV_COMPLETE": "bash_complete"},
+        {**COMPLETING, "COMP_CWORD": "one"},
+        {"_LINGCONV_COMPLETE": "tcsh_source"},
+        {"_LINGCONV_COMPLETE": "1"},
+    ],
+)
+def test_a_completion_that_makes_no_sense(variables: dict[str, str]) -> None:
+    done = lingconv(**variables)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: _LINGCONV_COMPLETE=")
+    check_said(done, variables)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lingconv.records import Tensor
 from support import EXPERT, answer, lingconv, refuse, succeed
 
 
@@ -60,19 +59,6 @@ def test_a_tree_folds_numbers(shared: Path) -> None:
     assert sum(pattern["tensors"] for pattern in folded["tree"]) == folded["tensors"]
     names = {pattern["name"] for pattern in folded["tree"]}
     assert "model.layers.{1..2}.mlp.experts.{0..7}.down_proj.weight" in names
-
-
-def test_folding_keeps_gaps_and_lone_numbers() -> None:
-    from lingconv.cli.tree import fold
-
-    def tensor(layer: int, shape: list[int]) -> Tensor:
-        return Tensor(f"layers.{layer}.w", "BF16", shape, "f", 0, 0, None, None, None)
-
-    tensors = [tensor(layer, [4]) for layer in (0, 1, 2, 5)] + [tensor(7, [8])]
-    assert [(p.name, p.tensors) for p in fold(tensors)] == [
-        ("layers.{0..2,5}.w", 4),
-        ("layers.7.w", 1),
-    ]
 
 
 def test_tensors_by_glob(shared: Path) -> None:

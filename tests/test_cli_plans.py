@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from lingconv.cli.run import launched_worker
-from lingconv.errors import Error
 from support import (
     MANIFEST,
     answer,
@@ -143,28 +142,16 @@ def test_a_worker_that_died_while_publishing(
     run = ["run", plan, "--source", tiny, "-o", out]
     succeed(*run, "--worker", "1/2")
     (out / ".lingconv" / "finish").write_text("1/2\n")
-    left = succeed(*run, "--worker", "2/2")
+    with (out / ".lingconv" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        left = succeed(*run, "--worker", "2/2")
+        assert "at work" in refuse(7, *run, "--finish")["message"]
     assert "share 2/2 complete" in left.stdout
-    assert "worker 1/2 is publishing" in left.stderr
+    assert "the last one publishes" in left.stderr
     assert not published(out)
     again = ("--finish",) if way == "--finish" else ("--worker", "1/2")
     assert answer(*run, *again)["outcome"] == "complete"
     assert published(out)
-
-
-def test_worker_auto(tiny: Path, plan: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    run = ["run", plan, "--source", tiny, "-o", out, "--worker", "auto"]
-    assert "SLURM_PROCID" in refuse(2, *run)["message"]
-    assert "share 1/2" in succeed(*run, SLURM_PROCID="0", SLURM_NTASKS="2").stdout
-    assert answer(*run, RANK="1", WORLD_SIZE="2")["outcome"] == "complete"
-
-
-def test_launchers_count_from_zero() -> None:
-    assert launched_worker({"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}) == (4, 8)
-    assert launched_worker({"RANK": "0", "WORLD_SIZE": "1", "SLURM_PROCID": "3"}) == (1, 1)
-    with pytest.raises(Error, match="no numbers"):
-        launched_worker({"RANK": "a", "WORLD_SIZE": "1"})
 
 
 @pytest.mark.parametrize("worker", ["0/2", "3/2", "1", "a/b", "1/0"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -211,6 +212,38 @@ def test_modelscope_follows_a_redirect_without_the_token(
     assert cookies == ["m_session_id=secret", None]
 
 
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        "http://127.0.0.2:{port}/x",
+        "http://127.0.0.1:1/x",
+        "https://127.0.0.1:{port}/x",
+        "http://127.0.0.1:{port}@127.0.0.2/x",
+        "http://user@127.0.0.1:{port}/x",
+    ],
+)
+def test_no_other_server_is_asked(
+    server: Server, monkeypatch: pytest.MonkeyPatch, elsewhere: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    place = elsewhere.format(port=server.http.server_port)
+    hub(server, [lfs("m.safetensors")])
+    page = [lfs("m.safetensors")]
+    server.put(TREE, page, Link=f'<{place}>; rel="next"')
+    assert "leads to another server" in unverifiable(hugging_face_listing).message
+    server.put(TREE, page, 307, Location=place)
+    assert "leads to another server" in unverifiable(hugging_face_listing).message
+    server.put(FILES, {}, 302, Location=place)
+    assert "leads to another server" in unverifiable(modelscope_listing).message
+
+
+def test_pages_in_a_circle_end(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lingconv.hub.MAX_REQUESTS", 20)
+    hub(server, [lfs("m.safetensors")])
+    server.put(TREE, [], Link=f'<{server.url}{TREE}>; rel="next"')
+    assert "more than 20 pages" in unverifiable(hugging_face_listing).message
+
+
 @pytest.mark.parametrize("target", ["ftp://127.0.0.1/x", "file:///etc/passwd"])
 def test_modelscope_is_not_led_out_of_http(server: Server, target: str) -> None:
     server.put(FILES, {}, 302, Location=target)
@@ -243,10 +276,31 @@ def test_modelscope_answers_that_are_no_listing(server: Server, answer: Any, rea
     assert reason in unverifiable(modelscope_listing).message
 
 
-def test_an_answer_has_a_limit(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+@BOTH
+def test_an_answer_has_a_limit(
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    listing: Callable[..., HubListing],
+    path: str,
+) -> None:
     monkeypatch.setattr("lingconv.hub.MAX_ANSWER", 1000)
-    server.put(FILES, b" " * 100_000)
-    assert "more than 1000 bytes" in unverifiable(modelscope_listing).message
+    server.put(path, b" " * 100_000)
+    assert "more than 1000 bytes" in unverifiable(listing).message
+    server.put(path, gzip.compress(b" " * 100_000), **{"Content-Encoding": "gzip"})
+    unverifiable(listing)
+
+
+@BOTH
+def test_what_an_answer_becomes_has_a_limit(
+    server: Server, listing: Callable[..., HubListing], path: str
+) -> None:
+    server.put(path, b"[" + b"[]," * 2_000_000 + b"0]")
+    assert "in memory" in unverifiable(listing).message
+
+
+def test_an_answer_with_a_key_twice_is_no_listing(server: Server) -> None:
+    server.put(FILES, b'{"Code": 200, "Code": 200}')
+    assert "'Code' is there 2 times" in unverifiable(modelscope_listing).message
 
 
 @BOTH
@@ -350,3 +404,16 @@ def test_an_endpoint_that_is_no_web_address(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(Error) as caught:
         modelscope_listing(REPOSITORY, None)
     assert caught.value.exit_code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("listing", [hugging_face_listing, modelscope_listing])
+@pytest.mark.parametrize("scheme", ["http://", ""])
+def test_a_password_of_an_endpoint_is_not_shown(
+    listing: Callable[..., HubListing], scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("HF_ENDPOINT", "MODELSCOPE_ENDPOINT"):
+        monkeypatch.setenv(variable, f"{scheme}user:pa55word@127.0.0.1:1/hub")
+    with pytest.raises(Error) as caught:
+        listing(REPOSITORY, None)
+    assert caught.value.exit_code == ExitCode.USAGE
+    assert "pa55word" not in str(caught.value)

@@ -15,7 +15,7 @@ import lingconv
 from support import environment
 
 PACKAGE = Path(lingconv.__file__).parent
-HEAVY = ("torch", "numpy", "huggingface_hub", "jinja2", "rich", "tqdm", "lingconv._core")
+HEAVY = ("torch", "numpy", "huggingface_hub", "jinja2", "msgspec", "rich", "tqdm", "lingconv._core")
 # The only modules that may import a name; anything below `lingconv.` is left out.
 ALONE = {
     "lingconv._core": {"api"},
@@ -23,6 +23,7 @@ ALONE = {
     "tqdm": {"progress"},
     "huggingface_hub": {"hub"},
     "jinja2": {"report"},
+    "msgspec": {"report"},
     "click": {"cli"},
 }
 CLI_MAY_IMPORT = {
@@ -32,19 +33,19 @@ CLI_MAY_IMPORT = {
     "console",
     "errors",
     "expert_records",
-    "hub",
-    "progress",
-    "records",
-}
-CLI_MAY_IMPORT |= {
-    "expert_records",
     "experts",
+    "foreign",
+    "hub",
     "outputs",
     "probing",
+    "progress",
+    "records",
     "report",
     "runs",
     "signals",
     "units",
+    "verify_records",
+    "workers",
 }
 
 

@@ -53,3 +53,12 @@ def test_every_make_target_named_exists() -> None:
     makefile = (Path(__file__).parents[1] / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^make ([\w-]+)", "\n".join(blocks("sh")), re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_files_named_on_the_pages_exist() -> None:
+    top = Path(__file__).parents[1]
+    pages = [top / "README.md", top / "CONTRIBUTING.md", *(top / "docs").glob("*.md")]
+    for page in pages:
+        named = re.findall(r"`((?:rust|tests|lingconv|docs)/[\w./-]+)`", page.read_text("utf-8"))
+        missing = [n for n in named if "NAME" not in n and not (top / n).exists()]
+        assert not missing, page

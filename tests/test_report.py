@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 import shutil
 import threading
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from requirements import needs
 from support import MANIFEST, answer, lingconv, refuse, succeed
 
 LAYERS, EXPERTS = 6, 16
@@ -308,13 +308,12 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def browser(folder: Path) -> Iterator[Browser]:
-    if not shutil.which("chromium") and not os.environ.get("CI"):
-        pytest.skip("needs chromium and chromedriver")
     browser = Browser(folder / "model-fp8-report.html")
     yield browser
     browser.driver.quit()
 
 
+@needs("browser")
 def test_it_renders_in_a_browser(folder: Path, browser: Browser) -> None:
     assert browser.requests() == [(folder / "model-fp8-report.html").as_uri()]
     assert browser.complaints() == []
@@ -333,6 +332,7 @@ def test_it_renders_in_a_browser(folder: Path, browser: Browser) -> None:
     assert wide <= 0, "the page scrolls sideways"
 
 
+@needs("browser")
 def test_light_and_dark(browser: Browser) -> None:
     colours = {}
     for name in ("light", "dark"):
@@ -355,6 +355,7 @@ def test_light_and_dark(browser: Browser) -> None:
         assert len(set(found[3:])) == 9, "levels look different"
 
 
+@needs("browser")
 def test_the_policy_holds(browser: Browser) -> None:
     """A script that somebody got into the page does not run, and a picture is not fetched."""
     asked: list[str] = []

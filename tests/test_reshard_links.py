@@ -15,6 +15,7 @@ from downloads import hub_cache, sums, verify
 from lingconv.reference import open_checkpoint
 from lingconv.reference.storage import INDEX
 from ordeal import check_sums, digests, killed, stamps
+from requirements import MEMORY, needs
 from support import MANIFEST, answer, contents, overwrite, refuse, succeed
 
 STAGES = ("--target", "hf", "--pp", "2")
@@ -31,12 +32,9 @@ def data_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path) -> Iterator[Path]:
+def elsewhere() -> Iterator[Path]:
     """A folder on another file system than the checkpoints."""
-    memory = Path("/dev/shm")
-    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("there is one file system here")
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         yield Path(folder)
 
 
@@ -143,6 +141,7 @@ def test_links_out_of_a_hub_cache(tiny: Path, tmp_path: Path) -> None:
     assert verify(out).report["uncovered"] == []
 
 
+@needs("second-file-system")
 def test_another_file_system(tiny: Path, elsewhere: Path) -> None:
     plan = answer("reshard", tiny, "-o", elsewhere / "auto", *STAGES, "--dry-run")
     assert plan["space"]["needed"] > plan["link_bytes"]

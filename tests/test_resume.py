@@ -101,6 +101,7 @@ def test_killed_over_and_over(case: Case, output: Path) -> None:
     succeed(*words)
     case.check_finished(output)
     assert kills > 0
+    case.check_source()
 
 
 def test_three_workers_killed_at_random_moments(case: Case, output: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ from downloads import (
     verify,
 )
 from lingconv.reference.storage import INDEX
+from requirements import needs
 from support import COMMAND, TIMEOUT, environment, lingconv, succeed
 
 SHARD = "model-00006-of-00014.safetensors"
@@ -267,16 +267,8 @@ def test_no_folder_and_no_checkpoint(tmp_path: Path) -> None:
     assert verify(tmp_path / "empty").code == 4
 
 
-def isolated() -> bool:
-    """Whether this user may make a network namespace; it has no interface that is up."""
-    probe = subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False)
-    return probe.returncode == 0
-
-
-@pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare is not installed")
+@needs("no-network")
 def test_no_network_is_needed(tiny: Path) -> None:
-    if not isolated():
-        pytest.skip("no network namespace may be made")
     hub_local(tiny)
     done = subprocess.run(
         ["unshare", "-rn", *COMMAND, "verify", str(tiny)],

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from lingconv import api
-from lingconv.records import Verification
 from lingconv.reference.storage import Entry, read_headers
+from lingconv.verify_records import Verification
 from ordeal import FULL
 from support import MANIFEST, succeed
 

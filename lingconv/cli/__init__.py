@@ -73,23 +73,35 @@ def _run(session: Session, arguments: list[str]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code."""
-    if instruction := os.environ.get(_COMPLETE):
-        from click.shell_completion import shell_complete
-
-        return shell_complete(cli, {}, PROGRAM, _COMPLETE, instruction)
     session = Session(list(sys.argv[1:] if arguments is None else arguments))
     try:
+        if instruction := os.environ.get(_COMPLETE):
+            return _complete(instruction)
         return _run(session, session.arguments.copy())
     except BrokenPipeError:
         return errors.ExitCode.DONE
-    except Exception as raised:
+    except BaseException as raised:
         if config.debug().value:
             traceback.print_exc()
-        error = raised if isinstance(raised, errors.Error) else errors.unexpected_error(raised)
+        error = errors.of(raised)
         session.console.fail(error)
         return error.exit_code
     finally:
         session.console.close()
+
+
+def _complete(instruction: str) -> int:
+    """Answer the completion script of a shell, which asks by variables."""
+    from click.shell_completion import shell_complete
+
+    try:
+        unknown = shell_complete(cli, {}, PROGRAM, _COMPLETE, instruction)
+    except (KeyError, ValueError) as error:
+        reason = f"{type(error).__name__} {error}"
+        raise errors.usage_error(f"{_COMPLETE}={instruction}: {reason}") from None
+    if unknown:
+        raise errors.usage_error(f"{_COMPLETE}={instruction}: no such completion")
+    return errors.ExitCode.DONE
 
 
 def complete_script(shell: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from lingconv.cli.room import FOR_A_COMMAND, make_room
 from lingconv.errors import EXIT_CODES
 
 COMMANDS = {
@@ -59,6 +60,7 @@ class LazyGroup(click.Group):
         """The `command` of the module of that name."""
         if cmd_name not in self._commands:
             return None
+        make_room(FOR_A_COMMAND)
         module = importlib.import_module(f"lingconv.cli.{self._prefix}{cmd_name}")
         command: click.Command = module.command
         return command

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +13,11 @@ from lingconv.cli import show
 from lingconv.cli.options import RunOptions
 from lingconv.cli.session import Session, command_text
 from lingconv.config import state_folder
-from lingconv.errors import Error, ExitCode, Interrupted, cancelled, file_error, usage_error
+from lingconv.errors import Error, ExitCode, Interrupted, cancelled, usage_error
+from lingconv.outputs import SAVED_PLAN, write_file
 from lingconv.records import PlanSummary, RunResult, Space
 from lingconv.units import duration_text, size_text
+from lingconv.workers import WHOLE, Share
 
 DEFAULT_DIALECT = "deepseek"
 
@@ -29,14 +31,16 @@ class Job:
     source: Path
     output: Path
     options: RunOptions
-    worker: tuple[int, int] = (1, 1)
+    worker: Share = WHOLE
 
 
 def prepare(source: Path, request: api.Request, options: RunOptions) -> Job:
     """Open the source and plan the request."""
-    output = options.output or default_output(source, request)
     catalog = api.Catalog.open(source, arch_file=request.arch_file)
-    return Job(catalog, api.Plan.build(catalog, request), source, output, options)
+    plan = api.Plan.build(catalog, request)
+    # Named after the request, which is known to make sense once there is a plan.
+    output = options.output or default_output(source, request)
+    return Job(catalog, plan, source, output, options)
 
 
 def default_output(source: Path, request: api.Request) -> Path:
@@ -52,7 +56,7 @@ def default_output(source: Path, request: api.Request) -> Path:
 
 def sibling(source: Path, suffix: str) -> Path:
     """Beside the source, and named after it."""
-    resolved = source.resolve()
+    resolved = Path(os.path.realpath(source))
     if any(part.startswith("models--") for part in resolved.parts):
         raise usage_error(
             "the source lies inside a Hugging Face cache, where nothing else belongs",
@@ -90,10 +94,7 @@ def convert(session: Session, job: Job, *, save: Path | None, explain: str | Non
 
 
 def _save(plan: api.Plan, path: Path) -> None:
-    try:
-        path.write_text(plan.save() + "\n", encoding="utf-8")
-    except OSError as error:
-        raise file_error("cannot save the plan", str(path), error) from None
+    write_file(path, plan.save() + "\n", marks=SAVED_PLAN)
 
 
 def _explain(session: Session, found: dict[str, Any]) -> None:
@@ -127,7 +128,7 @@ def show_plan(session: Session, job: Job, saved: Path | None = None) -> None:
         console.answer("Nothing written.")
     for warning in summary.warnings:
         console.warn(warning)
-    _note_reading(session, job, summary)
+    _note_reading(session, job, summary, space)
     if space.needed > space.free:
         missing = size_text(space.needed - space.free)
         console.warn(f"{missing} too little space at {job.output}")
@@ -140,8 +141,13 @@ def show_plan(session: Session, job: Job, saved: Path | None = None) -> None:
     console.hint(f"to do it: `{command}`")
 
 
-def _note_reading(session: Session, job: Job, summary: PlanSummary) -> None:
-    """What verifying the source costs, where it is more than the conversion."""
+def _note_reading(session: Session, job: Job, summary: PlanSummary, space: Space) -> None:
+    """What is read twice: for rows too wide for the memory, and for digests of the source."""
+    if space.read_twice:
+        session.console.note(
+            f"{size_text(space.read_twice)} are read twice, first for their scales: rows of "
+            "blocks wider than an eighth of --memory are encoded in columns"
+        )
     if job.options.verify_source and summary.verb == "reshard":
         session.console.note(
             "--verify-source may read parts of the source twice: digests need the order of the "
@@ -154,8 +160,9 @@ def run(session: Session, job: Job) -> None:
     console, summary = session.console, job.plan.summary()
     for warning in summary.warnings:
         console.warn(warning)
-    console.note(show.plan_text(summary, _space(session, job)))
-    _note_reading(session, job, summary)
+    space = _space(session, job)
+    console.note(show.plan_text(summary, space))
+    _note_reading(session, job, summary, space)
     kernel = session.settings.kernel
     console.detail(f"kernel {kernel.value or api.kernels().detected} ({kernel.origin})")
     start = time.monotonic()
@@ -165,7 +172,8 @@ def run(session: Session, job: Job) -> None:
     if console.json:
         places = {"source": str(job.source), "output": str(job.output)}
         head = {"schema": "lingconv.run/1", "verb": summary.verb, "seconds": round(seconds, 3)}
-        console.answer_json(head | places | asdict(result))
+        share = {"worker": asdict(job.worker)}
+        console.answer_json(head | places | share | asdict(result))
     else:
         console.answer(_outcome_text(job, summary, result, seconds), style="bold")
         if result.reports:
@@ -183,10 +191,11 @@ def run(session: Session, job: Job) -> None:
 
 def _remember(session: Session, job: Job, result: RunResult, seconds: float) -> None:
     """For `report`: how fast a whole run was."""
-    if result.outcome == "complete" and job.worker == (1, 1):
+    state = state_folder()
+    if state and result.outcome == "complete" and job.worker.is_whole:
         done = result.read, result.written - result.resumed, _space(session, job).jobs
-        with contextlib.suppress(Error):
-            runs.remember(state_folder(), job.output, result.plan, runs.Pace(seconds, *done))
+        pace = runs.Pace(seconds, *done)
+        runs.remember(state, job.output, result.plan, pace, source=job.source)
 
 
 def _execute(session: Session, job: Job) -> RunResult:
@@ -204,7 +213,7 @@ def _execute(session: Session, job: Job) -> RunResult:
                 kernel=settings.kernel.value,
                 paranoid=options.paranoid,
                 verify_source=options.verify_source,
-                worker=job.worker,
+                worker=(job.worker.index, job.worker.count),
                 resume=not options.no_resume,
                 force=options.force,
                 on_progress=reporter,
@@ -247,6 +256,5 @@ def _outcome_text(job: Job, summary: PlanSummary, result: RunResult, seconds: fl
         again, once = size_text(result.reread), size_text(result.read - result.reread)
         figures += f" · source verified, {again} of {once} read again for that"
     if result.outcome == "share_complete":
-        index, count = job.worker
-        return f"{job.output}: share {index}/{count} complete, other shares are not · {figures}"
+        return f"{job.output}: share {job.worker} complete, other shares are not · {figures}"
     return f"{job.output}: complete · {show.files_text(summary.write_files)} · {figures}"

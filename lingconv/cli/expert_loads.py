@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lingconv.cli import heatmap
+from lingconv.cli.room import make_room_for_arrays
 from lingconv.cli.session import Session, command_text
 from lingconv.errors import ExitCode, usage_error
 
@@ -26,6 +27,7 @@ def judge(
     max_imbalance: float | None,
 ) -> int:
     """Measure the balance of loads and show it; a layer above `max_imbalance` fails."""
+    make_room_for_arrays()
     from lingconv import experts
 
     if nodes is not None and ep is None:

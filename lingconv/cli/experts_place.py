@@ -10,9 +10,10 @@ import click
 
 from lingconv.cli.experts_stats import PARTS, steps_option
 from lingconv.cli.options import FOLDER, Command
+from lingconv.cli.room import make_room_for_arrays
 from lingconv.cli.session import PROGRAM, Session, command_text
 from lingconv.errors import Error, ExitCode, usage_error
-from lingconv.outputs import write_file
+from lingconv.outputs import check_file, write_file
 
 if TYPE_CHECKING:
     from lingconv.experts import Loads, Method, Placement, Routing
@@ -79,8 +80,11 @@ def command(
     engine that is told the order keeps the router as it is and has no such limit. Redundant
     experts are not offered: the engines refuse them for this model.
     """
+    make_room_for_arrays()
     from lingconv import experts
 
+    if output is not None:
+        check_file(output, marks=(_MARK,))
     routing = _routing(model, groups, purpose)
     loads = experts.read_loads(paths, steps=steps)
     if routing is not None:
@@ -91,12 +95,14 @@ def command(
     )
     if output is not None:
         text = json.dumps({_KEY: placement.order.tolist()}) + "\n"
-        write_file(output, text, mark=_MARK)
+        write_file(output, text, marks=(_MARK,))
     head = {"ep": ep, "nodes": nodes, "groups": limit, "method": method, "for": purpose}
     if session.console.json:
         session.console.answer_json(_as_json(head, placement, output))
     else:
         _show(session, head, placement)
+    if output is not None:
+        session.console.note(f"wrote the map to {output}")
     for note in loads.notes:
         session.console.note(note)
     _next(session, placement, purpose, ep, model, output)

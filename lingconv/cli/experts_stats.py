@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from lingconv.cli.options import FOLDER, Command, Parsed, arch_option, jobs_option
+from lingconv.cli.room import make_room_for_arrays
 from lingconv.cli.session import Session
 from lingconv.errors import usage_error
 
@@ -96,6 +97,7 @@ def _is_checkpoint(path: Path) -> bool:
         return False
     if any(path.glob("*.safetensors*")):
         return True
+    make_room_for_arrays()
     from lingconv.experts import PATTERN
 
     return not any(path.glob(PATTERN))

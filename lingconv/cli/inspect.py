@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +11,19 @@ import click
 
 from lingconv.cli.options import Command, arch_option, source_argument
 from lingconv.cli.session import Session, command_text
+from lingconv.cli.tree import tree_lines
 from lingconv.errors import ExitCode, usage_error
 from lingconv.records import Group
 from lingconv.units import size_text
 
 if TYPE_CHECKING:
+    from lingconv import api
     from lingconv.console import Console
-    from lingconv.records import Inspection, Tensor
+    from lingconv.records import Inspection, Tensor, TensorNames
+
+
+# Tensors that are listed one by one; an FP8 model of a trillion parameters has 118,000.
+MAX_LISTED = 150_000
 
 
 @click.command("inspect", cls=Command)
@@ -37,14 +44,15 @@ def command(
     console = session.console
     catalog = api.Catalog.open(source, arch_file=arch_file)
     found = catalog.summary()
-    tensors = catalog.tensors(tensor) if tree or tensor is not None else []
-    if tensor is not None and not tensors:
+    names = catalog.names(tensor) if tree else None
+    tensors = [] if tree or tensor is None else list(_selected(catalog, tensor))
+    if tensor is not None and not (tensors or (names and names.patterns)):
         hint = f"list the names with `{command_text('inspect', source, '--tree')}`"
         raise usage_error(f"--tensor {tensor!r}: no tensor has such a name", hint=hint)
     if console.json:
-        console.answer_json(asdict(found) | _json_of(tensors, tree=tree))
-    elif tree:
-        _show_tree(console, tensors)
+        console.answer_json(asdict(found) | _json_of(tensors, names))
+    elif names is not None:
+        _show_tree(console, names)
     elif tensors:
         _show_tensors(console, tensors)
     else:
@@ -59,18 +67,25 @@ def command(
     return ExitCode.DONE
 
 
-def _json_of(tensors: list[Tensor], *, tree: bool) -> dict[str, Any]:
-    from lingconv.cli.tree import fold
+def _selected(catalog: api.Catalog, glob: str) -> Iterator[Tensor]:
+    for count, tensor in enumerate(catalog.each_tensor(glob)):
+        if count == MAX_LISTED:
+            what = f"--tensor {glob!r}: more than {MAX_LISTED:,} tensors have such a name"
+            raise usage_error(what, hint="ask for fewer of them at a time, or for --tree")
+        yield tensor
 
-    if tree:
-        return {"tree": [asdict(pattern) for pattern in fold(tensors)]}
+
+def _json_of(tensors: list[Tensor], names: TensorNames | None) -> dict[str, Any]:
+    if names is not None:
+        left_out = {"left_out": names.left_out} if names.left_out else {}
+        return {"tree": [asdict(pattern) for pattern in names.patterns]} | left_out
     return {"selected": [asdict(tensor) for tensor in tensors]} if tensors else {}
 
 
-def _show_tree(console: Console, tensors: list[Tensor]) -> None:
-    from lingconv.cli.tree import fold, tree_lines
-
-    console.answer_table(("name", "tensors"), tree_lines(fold(tensors)))
+def _show_tree(console: Console, names: TensorNames) -> None:
+    console.answer_table(("name", "tensors"), tree_lines(names.patterns))
+    if names.left_out:
+        console.answer(f"  … and {names.left_out:,} tensors of other names")
 
 
 def _show_tensors(console: Console, tensors: list[Tensor]) -> None:

@@ -11,15 +11,18 @@ from typing import Any, Literal, TypeVar
 
 import click
 
+from lingconv import foreign
 from lingconv.cli.contents import COMMANDS, EXPERTS, exit_codes
 from lingconv.cli.session import Session
 from lingconv.config import PROGRESS_MODES, parse_jobs
-from lingconv.errors import usage_error
+from lingconv.errors import Error, invalid_error, usage_error
 from lingconv.units import parse_size
 
 F = TypeVar("F", bound=Callable[..., Any])
 HUB = "hf://"
-MAX_TEXT = 64 << 20
+# Architectures, dialects and targets have some kilobytes, plans and maps of experts more.
+MAX_TEXT = 1 << 20
+MAX_PLAN = 32 << 20
 
 
 class Parsed(click.ParamType[Any]):
@@ -59,17 +62,20 @@ def text_of(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> 
     return None if path is None else read_text(path)
 
 
-def read_text(path: Path) -> str:
-    """A small text file that the user named."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_TEXT + 1)
-        text = data.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise usage_error(f"cannot read: {error}", path=str(path)) from None
-    if len(data) > MAX_TEXT:
-        raise usage_error(f"more than {MAX_TEXT:,} bytes", path=str(path))
-    return text
+def map_of(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> str | None:
+    """The text of a map of experts, which is refused as those are that are no permutation."""
+    if path is None:
+        return None
+    return foreign.read_text(path, MAX_PLAN, refuse=invalid_error, piped=True)
+
+
+def read_text(path: Path, limit: int = MAX_TEXT) -> str:
+    """A small text file that the user named; a pipe will do, as `<(…)` is one."""
+    return foreign.read_text(path, limit, refuse=_refused, piped=True)
+
+
+def _refused(message: str, path: str) -> Error:
+    return usage_error(message, path=path)
 
 
 def _source(_ctx: click.Context, _param: click.Parameter, value: str) -> Path:
@@ -122,7 +128,7 @@ _COMMON = [
         help="Append what goes to stderr to FILE, with times.",
     ),
 ]
-_FOR_SESSION = ("json", "quiet", "verbose", "progress", "log", "jobs", "memory")
+_FOR_SESSION = ("json", "quiet", "verbose", "progress", "log", "jobs", "memory", "remember_days")
 
 
 class Command(click.Command):
@@ -138,9 +144,22 @@ class Command(click.Command):
         """Call the command with a configured session and its own options."""
         session = ctx.find_object(Session)
         assert session is not None, "main() makes one"
+        self._refuse_bytes(ctx)
         options = {name: ctx.params.pop(name) for name in _FOR_SESSION if name in ctx.params}
         session.configure(**options)
         return super().invoke(ctx)
+
+    def _refuse_bytes(self, ctx: click.Context) -> None:
+        """The core takes texts, and names of files alone may be any bytes."""
+        texts = (param for param in self.params if param.type is click.STRING)
+        for param in texts:
+            given = ctx.params[param.name or ""]
+            for value in given if isinstance(given, tuple) else [given]:
+                if isinstance(value, str) and not value.isascii():
+                    try:
+                        value.encode()
+                    except UnicodeEncodeError:
+                        raise usage_error(f"{param.opts[-1]} {value!r}: no UTF-8") from None
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import click
 
 from lingconv.cli.options import FOLDER, Command, source_argument
+from lingconv.cli.room import make_room_for_arrays
 from lingconv.cli.session import Session
 from lingconv.config import state_folder
-from lingconv.errors import Error
-from lingconv.outputs import write_file
+from lingconv.outputs import check_file, write_file
 
 
 @click.command("report", cls=Command)
@@ -39,16 +38,15 @@ def command(
     Reads headers, the manifest, the routers' biases and LOADS. The page fetches nothing and runs no
     script.
     """
+    make_room_for_arrays()
     from lingconv import experts, report
     from lingconv.cli.convert import sibling
 
-    recorded = experts.read_loads(loads) if loads else None
     output = output or sibling(source, "-report.html")
-    state = None
-    with contextlib.suppress(Error):
-        state = state_folder()
-    page = report.render(source, recorded, state=state)
-    write_file(output, page, mark=report.MARK)
+    check_file(output, marks=(report.MARK,))
+    recorded = experts.read_loads(loads) if loads else None
+    page = report.render(source, recorded, state=state_folder())
+    write_file(output, page, marks=(report.MARK,))
     if session.console.json:
         answer = {"schema": "lingconv.report/1", "source": str(source), "output": str(output)}
         session.console.answer_json(answer)

@@ -16,10 +16,10 @@ from lingconv.cli.options import (
     Parsed,
     RunOptions,
     arch_option,
+    map_of,
     plan_options,
     run_options,
     source_argument,
-    text_of,
 )
 from lingconv.cli.probe import check, probe_options
 from lingconv.cli.session import Session
@@ -98,7 +98,7 @@ def _layers(text: str) -> list[int]:
 @click.option(
     "--experts",
     type=FILE,
-    callback=text_of,
+    callback=map_of,
     metavar="MAP",
     help="Reorder each layer's experts: a map as `lingconv experts place` writes it.",
 )

@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lingconv.cli.options import FILE, Command, Parsed, RunOptions, read_text, run_options
+from lingconv.cli.options import FILE, MAX_PLAN, Command, Parsed, RunOptions, read_text, run_options
 from lingconv.cli.session import Session, command_text
 from lingconv.errors import usage_error
 from lingconv.units import size_text
-
-# Variables of an own zero-based number and of the number of processes.
-_LAUNCHERS = (("SLURM_PROCID", "SLURM_NTASKS"), ("RANK", "WORLD_SIZE"))
-
-
-def launched_worker(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """Worker I of N as Slurm or torchrun say it."""
-    for index, count in _LAUNCHERS:
-        if index in environment and count in environment:
-            try:
-                return int(environment[index]) + 1, int(environment[count])
-            except ValueError:
-                raise usage_error(f"{index} and {count} hold no numbers") from None
-    names = ", or ".join(f"{index} and {count}" for index, count in _LAUNCHERS)
-    raise usage_error(f"--worker auto needs {names}", hint="name the share: --worker 1/4")
-
-
-def parse_worker(text: str) -> tuple[int, int]:
-    """Worker I of N, from `I/N` or `auto`."""
-    if text == "auto":
-        return launched_worker()
-    index, _, count = text.partition("/")
-    if index.isdecimal() and count.isdecimal():
-        return int(index), int(count)
-    raise ValueError(f"{text!r} is neither I/N nor auto")
+from lingconv.workers import WHOLE, Share, parse_share
 
 
 @click.command("run", cls=Command)
@@ -52,8 +26,9 @@ def parse_worker(text: str) -> tuple[int, int]:
 )
 @click.option(
     "--worker",
-    type=Parsed("I/N|auto", parse_worker),
-    help="Run share I of N, from 1; auto: as Slurm or torchrun say.",
+    type=Parsed("I/N|auto|auto/N", parse_share),
+    help="Run share I of N, from 1; auto: as the launcher's variables say; auto/N: where they say "
+    "only I.",
 )
 @click.option("--finish", is_flag=True, help="Publish once all shares are done, by hand.")
 @click.option("--status", is_flag=True, help="Print how far all workers are.")
@@ -65,7 +40,7 @@ def command(
     *,
     plan_file: Path,
     source: Path,
-    worker: tuple[int, int] | None,
+    worker: Share | None,
     finish: bool,
     status: bool,
     **run: Any,
@@ -73,6 +48,12 @@ def command(
     """Refuses (exit 3) if the source or the plan is not the one that was reviewed.
 
     Workers share DST on a common file system; whoever finishes last publishes it.
+
+    --worker auto reads SLURM_ARRAY_TASK_ID, _MIN, _MAX, _STEP and _COUNT, times the tasks that srun
+    starts in each element; SLURM_PROCID and SLURM_NTASKS; OMPI_COMM_WORLD_RANK and _SIZE; PMI_RANK
+    and PMI_SIZE; RANK and WORLD_SIZE; with auto/N also one of these numbers alone, or
+    JOB_COMPLETION_INDEX. A batch script that runs it without srun is task 0 of SLURM_NTASKS: then
+    only share 1 is run.
     """
     from lingconv import api
     from lingconv.cli import convert
@@ -80,10 +61,13 @@ def command(
     if sum((finish, status, worker is not None)) > 1:
         raise usage_error("--worker, --finish and --status exclude one another")
     options = RunOptions(**run)
+    worker = worker or WHOLE
+    if worker.by:
+        session.console.note(f"worker {worker} by {worker.origin}")
     catalog = api.Catalog.open(source)
-    plan = api.Plan.load(catalog, read_text(plan_file))
+    plan = api.Plan.load(catalog, read_text(plan_file, MAX_PLAN))
     output = options.output or convert.default_output(source, plan.request())
-    job = convert.Job(catalog, plan, source, output, options, worker or (1, 1))
+    job = convert.Job(catalog, plan, source, output, options, worker)
     if status:
         _status(session, job)
     elif finish:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lingconv.config import Settings, resolve
 from lingconv.console import Console
+from lingconv.errors import memory_error
 from lingconv.signals import Signals
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Session:
         progress: str | None,
         jobs: int | None = None,
         memory: int | None = None,
+        remember_days: float | None = None,
     ) -> None:
         """Take the options that every command has, and those that settings are made of."""
         self.console.json = json
@@ -46,12 +48,22 @@ class Session:
         if log:
             self.console.open_log(log)
         self.console.record(self.command())
-        self.settings = resolve(jobs=jobs, memory=memory, progress=progress)
+        self._prepare_last_words()
+        self.settings = resolve(
+            jobs=jobs, memory=memory, remember_days=remember_days, progress=progress
+        )
 
-    def command(self, *, without: tuple[str, ...] = ()) -> str:
-        """The command as it was typed, without some of its words."""
+    def _prepare_last_words(self) -> None:
+        """Where the core has no memory left, nobody comes back to say so."""
+        from lingconv import api
+
+        error = memory_error()
+        api.last_words(self.console.failure(error), error.exit_code)
+
+    def command(self, *, without: tuple[str, ...] = (), option: str | None = None) -> str:
+        """The command as it was typed, without some of its words, and with one more option."""
         words = [word for word in self.arguments if word not in without]
-        return command_text(*words)
+        return command_text(*words[:1], *([option] if option else []), *words[1:])
 
     def reporting(self) -> AbstractContextManager[Reporter]:
         """Shows progress for the time of a run."""

@@ -20,13 +20,13 @@ from lingconv.cli.options import (
     source_argument,
 )
 from lingconv.cli.session import Session, command_text
-from lingconv.config import state_folder
+from lingconv.config import parse_days, state_folder
 from lingconv.errors import ExitCode, Interrupted, cancelled, usage_error
-from lingconv.units import size_text
+from lingconv.units import age_text, size_text
 
 if TYPE_CHECKING:
     from lingconv.console import Console
-    from lingconv.records import Truth, Verification
+    from lingconv.verify_records import Truth, Verification
 
 LEVELS = ("headers", "sizes", "checksums", "content")
 VERDICTS = {
@@ -58,6 +58,7 @@ def _subset(text: str) -> str:
 )
 @click.option(
     "--against",
+    type=click.UNPROCESSED,  # it may be the name of a file
     metavar="TRUTH",
     help="Sums, a saved hub listing, a manifest or a signing bundle; the folder that SRC was made "
     "of; or, online, `hub[:ORG/NAME][@REV]` or `modelscope[:ORG/NAME][@REV]`.",
@@ -82,6 +83,12 @@ def _subset(text: str) -> str:
 @arch_option
 @click.option("--fresh", is_flag=True, help="Forget what an earlier verification has read.")
 @click.option(
+    "--remember-days",
+    type=Parsed("number", parse_days),
+    help="Believe for so many days what an earlier verification has read, 0 for not at all; "
+    "default: 7. [LINGCONV_REMEMBER_DAYS]",
+)
+@click.option(
     "--write-sums",
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -102,15 +109,20 @@ def command(session: Session, /, *, source: Path, **options: Any) -> int:
 
     Without --against the truth is what the download left: hub metadata, manifests, sums,
     git-lfs pointers. Nothing to compare with ends with 9, never with 0. A verification that was
-    stopped goes on where it was. With the folder that SRC was made of, the conversion is done
+    stopped goes on where it was: what was read is believed for some days, and the first line says
+    what rests on that. With the folder that SRC was made of, the conversion is done
     again, and each of its bytes compared.
     """
     from lingconv import api
 
+    sums: Path | None = options["write_sums"]
     if options["arch_file"] and not options["experts"]:
         raise usage_error("--arch needs --experts")
     against: str | None = options.pop("against")
     truth = {} if against is None else _truth(source, against)
+    state, days = state_folder(), session.settings.remember_days.value
+    if state is None and days:
+        session.console.note("memory of what was verified: none, there is no home folder")
     try:
         with session.reporting() as reporter:
             found = api.verify(
@@ -119,14 +131,15 @@ def command(session: Session, /, *, source: Path, **options: Any) -> int:
                 jobs=session.settings.jobs.value,
                 memory=session.settings.memory.value,
                 kernel=session.settings.kernel.value,
-                state=state_folder(),
+                state=state,
+                remember_days=days,
                 on_progress=reporter,
                 **options,
             )
     except Interrupted as stop:
         again = session.command(without=("--fresh",))
         kept, go_on = "files read so far are remembered", "go on with"
-        if "source" in truth:
+        if "source" in truth or state is None or not days:
             kept, go_on = "nothing is kept", "run"
         elif options["experts"]:
             kept, go_on = f"{kept}, what their experts are like is not", "run"
@@ -139,7 +152,9 @@ def command(session: Session, /, *, source: Path, **options: Any) -> int:
             from lingconv.cli import expert_weights
 
             expert_weights.show(session.console, found.experts, source)
-    _hint(session.console, found, source)
+    if sums is not None:
+        session.console.note(f"wrote sums to {sums}")
+    _hint(session, found, source)
     return VERDICTS[found.verdict]
 
 
@@ -163,6 +178,11 @@ def _truth(source: Path, against: str) -> dict[str, Any]:
 
 
 def _show(console: Console, found: Verification) -> None:
+    memory = found.memory
+    if memory.oldest_seconds is not None:
+        age = age_text(memory.oldest_seconds)
+        text = f"{memory.files:,} of {memory.of:,} files by memory, oldest {age}"
+        console.answer(f"{text}: read then, not now", style="bold")
     for truth in found.truths:
         words = [truth.kind, truth.origin]
         words += [f"revision {truth.commit}"] if truth.commit else ["revision unknown"]
@@ -175,10 +195,14 @@ def _show(console: Console, found: Verification) -> None:
         place = f"{finding.file}: {finding.tensor}" if finding.tensor else finding.file
         label = "FAIL" if finding.failure else "note"
         console.answer(f"{label}  {finding.category:<15} {place}: {finding.message}")
+    for rest in found.left_out:
+        label = "FAIL" if rest.failure else "note"
+        console.answer(f"{label}  {rest.category:<15} and {rest.count:,} more")
     counts = Counter(finding.category for finding in failures)
+    counts.update({m.category: m.count for m in found.left_out if m.failure})
     if counts:
         by_category = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-        console.answer(f"failures {len(failures)}: {by_category}")
+        console.answer(f"failures {counts.total()}: {by_category}")
     figures = [f"{found.files:,} files", f"{found.verified:,} digests agree"]
     figures += [f"{found.resumed:,} of them from an earlier run"] if found.resumed else []
     figures += [f"{size_text(found.bytes)} read"]
@@ -189,7 +213,8 @@ def _show(console: Console, found: Verification) -> None:
         console.warn(f"covered by no digest: {names}" + (f" and {more} more" if more > 0 else ""))
 
 
-def _hint(console: Console, found: Verification, source: Path) -> None:
+def _hint(session: Session, found: Verification, source: Path) -> None:
+    console = session.console
     if found.verdict == "unverifiable":
         console.warn("there is no digest to compare with")
         console.hint(
@@ -199,6 +224,8 @@ def _hint(console: Console, found: Verification, source: Path) -> None:
     wrong = (f for f in found.findings if f.failure and f.category not in NOT_DOWNLOADED)
     files = sorted({finding.file for finding in wrong})
     if not files:
+        if found.memory.files:
+            console.hint(f"read everything again: `{session.command(option='--fresh')}`")
         return
     kinds = [truth.kind for truth in found.truths]
     told = [t for t in found.truths if t.repository or t.commit or t.kind == MODELSCOPE]

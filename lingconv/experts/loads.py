@@ -11,8 +11,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lingconv.errors import Error, usage_error
-from lingconv.experts.bounds import MAX_COUNT, Numbers, check_values, invalid
+from lingconv.errors import Error, invalid_error, usage_error
+from lingconv.experts.bounds import MAX_COUNT, Numbers, check_values
 from lingconv.experts.recorder import PATTERN, Passes, StatDump, read_dump
 from lingconv.experts.tables import read_csv, read_json, read_npy
 
@@ -80,7 +80,7 @@ def read_loads(
     for source in sources[1:]:
         if source.shape[1:] != shape:
             here, there = ("{} layers × {} experts".format(*s) for s in (source.shape[1:], shape))
-            raise invalid(f"{here}, but {there} in {sources[0].path}", source.path)
+            raise invalid_error(f"{here}, but {there} in {sources[0].path}", source.path)
     recorded = sum(source.shape[0] for source in sources)
     first, last = steps or (0, None)
     last = recorded if last is None else last
@@ -88,7 +88,7 @@ def read_loads(
         raise usage_error(f"steps {first}:{last} asked for, {recorded:,} recorded")
     counts, used = _sum(sources, first, last)
     if not used:
-        raise invalid("no token was counted", files[0])
+        raise invalid_error("no token was counted", files[0])
     return Loads(counts, files, last - first, last - first - used, notes)
 
 
@@ -102,9 +102,10 @@ def _expanded(paths: Iterable[StrPath]) -> Iterator[str]:
         else:
             found = [path]
         for file in found:
-            if file.resolve() in seen:
+            real = os.path.realpath(file)
+            if real in seen:
                 raise usage_error("named twice", path=str(file))
-            seen.add(file.resolve())
+            seen.add(real)
             yield str(file)
 
 
@@ -152,7 +153,7 @@ def _sum(
             dtype = np.float64 if window.dtype.kind == "f" else np.int64
             total = total + window.sum(axis=0, dtype=dtype)
             if total.sum(dtype=np.float64) > MAX_COUNT:
-                raise invalid(
+                raise invalid_error(
                     "the counts cannot be summed exactly, they are too large", source.path
                 )
         first, last = first - steps, last - steps

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lingconv.errors import file_error
-from lingconv.experts.bounds import MAX_EXPERTS, MAX_LAYERS, invalid
+from lingconv import foreign
+from lingconv.errors import invalid_error
+from lingconv.experts.bounds import MAX_EXPERTS, MAX_LAYERS
 
 _MAX_CONFIG = 16 * 2**20
 _EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
@@ -31,26 +31,21 @@ class Routing:
 def read_routing(model: Path) -> Routing:
     """Read `model/config.json`; no weights need be there. Raises `Error` 4 if it makes no sense."""
     path = model / "config.json"
-    try:
-        if path.stat().st_size > _MAX_CONFIG:
-            raise invalid("too large for a configuration", str(path))
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise file_error("cannot read the configuration", str(path), error) from None
-    except (ValueError, RecursionError) as error:
-        raise invalid(f"no JSON that can be read: {error}", str(path)) from None
+    found = foreign.resolve_inside(model, path.name, refuse=invalid_error)
+    text = foreign.read_bytes(found, _MAX_CONFIG, refuse=invalid_error)
+    data = foreign.parse_json(text, str(path), refuse=invalid_error)
     if not isinstance(data, dict):
-        raise invalid("no JSON object", str(path))
+        raise invalid_error("no JSON object", str(path))
     key = next((key for key in _EXPERTS if data.get(key) is not None), None)
     if key is None:
-        raise invalid(f"none of {', '.join(_EXPERTS)}: the model has no experts", str(path))
+        raise invalid_error(f"none of {', '.join(_EXPERTS)}: the model has no experts", str(path))
     layers = _number(data, "num_hidden_layers", MAX_LAYERS, path)
     experts = _number(data, key, MAX_EXPERTS, path)
     groups = _number(data, "n_group", experts, path, default=1)
     # A model that has groups and does not say how many it keeps is taken to mask some.
     masked = groups > 1 and _number(data, "topk_group", groups, path, default=1) < groups
     if experts % groups:
-        raise invalid(f"{experts} experts do not divide into {groups} groups", str(path))
+        raise invalid_error(f"{experts} experts do not divide into {groups} groups", str(path))
     return Routing(layers, experts, groups if masked else 1)
 
 
@@ -61,5 +56,5 @@ def _number(
     if value is None and default is not None:
         return default
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise invalid(f"{key} is {str(value)[:50]}, not a number from 1 to {most}", str(path))
+        raise invalid_error(f"{key} is {str(value)[:50]}, not a number from 1 to {most}", str(path))
     return value

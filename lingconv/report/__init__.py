@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lingconv import api, experts
-from lingconv.errors import Error, ExitCode
+from lingconv import api, experts, foreign
+from lingconv.errors import Error, ExitCode, invalid_error
 from lingconv.records import Group
 from lingconv.report import views
 from lingconv.report.manifest import Manifest, TensorError, read_manifest
@@ -26,9 +26,12 @@ from lingconv.runs import Pace, recall
 from lingconv.units import count_text, duration_text, size_text
 
 if TYPE_CHECKING:
-    from lingconv.records import Inspection, Tensor
+    from lingconv.records import Inspection
 
-MARK = '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">'
+MARK = (
+    '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    '<meta name="generator" content="lingconv'
+)
 _SIZES = (8, 16, 32, 64)
 # Parameters of a request that mean nothing where no tensor is encoded.
 _ENCODING = ("dialect", "scale", "scale_arith")
@@ -57,7 +60,7 @@ def render(folder: Path, loads: experts.Loads | None = None, *, state: Path | No
     if manifest is not None:
         pace = recall(state, folder, manifest.plan) if state else None
         view |= {"plan": _plan(manifest, pace), "digests": _digests(manifest)}
-        view["errors"] = _errors(manifest.errors, catalog.tensors()) if manifest.errors else None
+        view["errors"] = _errors(manifest.errors, catalog) if manifest.errors else None
     view["bias"] = _bias(catalog, found)
     if loads is not None:
         view |= _loads(folder, loads, found, manifest)
@@ -76,7 +79,8 @@ def _drawn(view: Mapping[str, Any]) -> str:
     )
     optional = dict.fromkeys(("plan", "errors", "load", "balance", "bias", "digests"))
     page: str = environment.get_template("page.html.jinja").render(optional | dict(view))
-    return page
+    # Names of files may be any bytes, and half of a character is no text.
+    return page.encode(errors="backslashreplace").decode()
 
 
 def _lead(found: Inspection) -> list[str]:
@@ -143,8 +147,9 @@ def _digests(manifest: Manifest) -> dict[str, Any]:
     return {"text": text, "table": views.Table(columns, rows, ("bytes",), ("SHA-256",))}
 
 
-def _errors(errors: Sequence[TensorError], tensors: Sequence[Tensor]) -> dict[str, Any]:
-    known = {tensor.name: tensor for tensor in tensors}
+def _errors(errors: Sequence[TensorError], catalog: api.Catalog) -> dict[str, Any]:
+    named = {error.tensor for error in errors}
+    known = {tensor.name: tensor for tensor in catalog.each_tensor() if tensor.name in named}
     by_role: dict[str, list[TensorError]] = defaultdict(list)
     layers: dict[str, int | None] = {}
     for error in errors:
@@ -232,8 +237,9 @@ def _applied(loads: experts.Loads, text: Any, groups: int, ep: int) -> experts.P
     if not isinstance(text, str):
         return None
     try:
-        order = np.array(json.loads(text)["physical_to_logical_map"], np.int64)
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        found = foreign.parse_json(text.encode(), "map", refuse=invalid_error)
+        order = np.array(found["physical_to_logical_map"], np.int64)
+    except (Error, ValueError, KeyError, TypeError, OverflowError):
         return None
     if order.shape != loads.counts.shape or (np.sort(order) != np.arange(order.shape[1])).any():
         return None

@@ -4,24 +4,21 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::catalog::{Catalog, MANIFEST};
+use crate::catalog::{Catalog, MANIFEST, MAX_MANIFEST};
 use crate::error::{Error, Kind, Result};
 use crate::exec::hash::hex;
 use crate::io::Root;
+use crate::json;
 use crate::numeric::Level;
 use crate::plan::{self, Request};
 use crate::verify::{Remake, edits};
 
-/// Longest manifest that is read.
-const MAX_MANIFEST: u64 = 1 << 30;
-
 #[derive(Deserialize)]
 struct Manifest {
     tensors: String,
-    request: Value,
+    request: Request,
     source: Source,
 }
 
@@ -58,7 +55,8 @@ pub fn remake(folder: &Path, source: &Path, memory: u64, level: Level) -> Result
     };
     let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
     drop(bytes);
-    let request = Request::parse(&manifest.request.to_string()).map_err(|e| damaged(e.message))?;
+    let request = manifest.request;
+    request.check().map_err(|e| damaged(e.message))?;
     let catalog = plan::original::open(source)?;
     if catalog.digest() != manifest.source.digest {
         return Err(Error::new(Kind::Check, "the folder was made of another source")
@@ -103,7 +101,7 @@ impl Source {
             }
         }
         lines.extend(here.keys().map(|name| format!("{name}: only in this folder")));
-        let then = self.config.as_deref().and_then(|text| serde_json::from_str(text).ok());
+        let then = self.config.as_deref().and_then(|text| json::value(text.as_bytes()).ok());
         let (then, now) = (then.unwrap_or_default(), catalog.config.clone().unwrap_or_default());
         lines.extend(edits::keys(&then, &now).iter().map(|key| format!("config.json: {key}")));
         lines

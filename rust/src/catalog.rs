@@ -5,16 +5,17 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::dtype::Dtype;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::exec::hash::hex;
-use crate::header::{self, Header};
+use crate::header::{self, Allowance, Header};
 use crate::io::{Root, Stamp};
+use crate::json::{self, Index};
 use crate::pieces::Pieces;
+use crate::threads;
 
 /// Name of the index file.
 pub const INDEX: &str = "model.safetensors.index.json";
@@ -23,9 +24,16 @@ pub const CONFIG: &str = "config.json";
 /// Name of lingconv's own record of what it wrote.
 pub const MANIFEST: &str = "lingconv.manifest.json";
 /// Longest index; Ling-1T's FP8 form has 10 MB.
-pub(crate) const MAX_INDEX: u64 = 512 << 20;
+pub(crate) const MAX_INDEX: u64 = 64 << 20;
+/// Longest manifest that is read; that of Ling-1T for 32 ranks has some 30 MB.
+pub(crate) const MAX_MANIFEST: u64 = 96 << 20;
+/// Most tensors of a checkpoint that is converted, and of what becomes of it; Ling-1T's FP8 form has
+/// 118,000, a 4-bit one of Kimi-K2 210,000.
+pub(crate) const MAX_TENSORS: usize = 300_000;
 /// Longest config.json.
 pub(crate) const MAX_CONFIG: u64 = 16 << 20;
+/// How a git-lfs pointer begins.
+pub(crate) const LFS_MAGIC: &[u8] = b"version https://git-lfs";
 /// Threads that read headers: on a network file system the waiting adds up.
 const HEADER_THREADS: usize = 8;
 
@@ -87,13 +95,6 @@ pub struct Catalog {
     by_name: Vec<u32>,
 }
 
-#[derive(Deserialize)]
-struct Index {
-    #[serde(default)]
-    metadata: Map<String, Value>,
-    weight_map: Map<String, Value>,
-}
-
 impl Catalog {
     /// Opens a checkpoint folder. Reads the index, config.json and the header of every shard.
     pub fn open(path: &Path) -> Result<Self> {
@@ -102,7 +103,7 @@ impl Catalog {
         let raw_index = root.read(INDEX, MAX_INDEX)?;
         let index = raw_index.as_deref().map(|raw| parse_index(&root, raw)).transpose()?;
         let names = match &index {
-            Some(index) => index.shard_names(&root)?,
+            Some(index) => shard_names(index, &root)?,
             None => shard_files(&root)?,
         };
         let headers = read_headers(&root, &names)?;
@@ -136,7 +137,7 @@ impl Catalog {
             raw_index: None,
         };
         for (name, read) in shards {
-            catalog.add_shard(name, read)?;
+            catalog.add_shard(name, read);
         }
         catalog.check_unique()?;
         Ok(catalog)
@@ -155,6 +156,11 @@ impl Catalog {
         }
     }
 
+    /// Number of files that hold tensor data.
+    pub fn file_count(&self) -> u32 {
+        self.pieces.as_ref().map_or(self.shards.len(), |pieces| pieces.files.len()) as u32
+    }
+
     /// Whether the shards are files, or were when a plan that is derived again was made.
     pub fn shards_are_files(&self) -> bool {
         self.pieces.as_ref().is_none_or(|p| p.files.is_empty())
@@ -168,14 +174,10 @@ impl Catalog {
         shard.into_iter().chain(pieces.into_iter().flatten().map(|p| p.file))
     }
 
-    fn add_shard(&mut self, name: String, read: ReadHeader) -> Result<()> {
+    fn add_shard(&mut self, name: String, read: ReadHeader) {
         let data_start = read.raw.len() as u64;
         let shard = self.shards.len() as u32;
         let (first, count) = (self.tensors.len(), read.header.tensors.len());
-        if first + count > header::MAX_TENSORS {
-            return Err(Error::invalid(format!("more than {} tensors", header::MAX_TENSORS))
-                .at(self.root.path()));
-        }
         self.warnings.extend(read.header.warnings.into_iter().map(|w| format!("{name}: {w}")));
         self.tensors.extend(read.header.tensors.into_iter().map(|t| Tensor {
             offset: data_start + t.begin,
@@ -187,7 +189,6 @@ impl Catalog {
         }));
         let (stamp, raw_header) = (read.stamp, read.raw);
         self.shards.push(Shard { name, stamp, data_start, raw_header, first, count });
-        Ok(())
     }
 
     fn check_unique(&mut self) -> Result<()> {
@@ -210,10 +211,10 @@ impl Catalog {
 
     fn check_index(&mut self, index: &Index) -> Result<()> {
         let mut problems = Vec::new();
-        for (name, file) in &index.weight_map {
+        for (name, file) in index.tensors() {
             match self.find(name) {
                 None => problems.push(format!("{name}: in no file, the index says {file}")),
-                Some(i) if Some(&*self.shard_of(i).name) != file.as_str() => {
+                Some(i) if self.shard_of(i).name != file => {
                     let held = &self.shard_of(i).name;
                     problems.push(format!("{name}: in {held}, the index says {file}"));
                 }
@@ -226,12 +227,12 @@ impl Catalog {
                 .details(problems)
                 .hint("index and shards are of different revisions, or a download is incomplete; download again"));
         }
-        if index.weight_map.len() < self.tensors.len() {
-            let count = self.tensors.len() - index.weight_map.len();
+        if index.len() < self.tensors.len() {
+            let count = self.tensors.len() - index.len();
             self.warnings.push(format!("{count} tensors are in shards but not in the index"));
         }
         let total: u64 = self.tensors.iter().map(|t| t.bytes).sum();
-        if let Some(claimed) = index.metadata.get("total_size").and_then(Value::as_u64)
+        if let Some(claimed) = index.total_size
             && claimed != total
         {
             self.warnings.push(format!(
@@ -286,44 +287,32 @@ impl Catalog {
     }
 }
 
-impl Index {
-    fn shard_names(&self, root: &Root) -> Result<Vec<String>> {
-        let mut names: Vec<String> = Vec::new();
-        for (tensor, file) in &self.weight_map {
-            let fail = |e: Error| e.at(root.path().join(INDEX)).tensor(tensor);
-            let file = file
-                .as_str()
-                .ok_or_else(|| fail(Error::invalid("the index maps a tensor to no file name")))?;
-            if names.last().is_none_or(|last| last != file) {
-                crate::io::root::check_name(file).map_err(fail)?;
-                names.push(file.to_owned());
-            }
-        }
-        names.sort_unstable();
-        names.dedup();
-        let missing: Vec<String> =
-            names.iter().filter(|name| matches!(root.resolve(name), Ok(None))).cloned().collect();
-        match missing.first() {
-            None => Ok(names),
-            Some(first) => Err(Error::invalid(format!(
-                "{} of {} shards that the index names are missing",
-                missing.len(),
-                names.len()
-            ))
-            .at(root.path().join(first))
-            .details(missing)
-            .hint("download the missing files")),
-        }
+/// Names of the shards, all of which must be there.
+fn shard_names(index: &Index, root: &Root) -> Result<Vec<String>> {
+    let mut names = index.files().to_vec();
+    for name in &names {
+        crate::io::root::check_name(name).map_err(|e| e.at(root.path().join(INDEX)))?;
+    }
+    names.sort_unstable();
+    let missing: Vec<String> =
+        names.iter().filter(|name| matches!(root.resolve(name), Ok(None))).cloned().collect();
+    match missing.first() {
+        None => Ok(names),
+        Some(first) => Err(Error::invalid(format!(
+            "{} of {} shards that the index names are missing",
+            missing.len(),
+            names.len()
+        ))
+        .at(root.path().join(first))
+        .details(missing)
+        .hint("download the missing files")),
     }
 }
 
 fn parse_index(root: &Root, raw: &[u8]) -> Result<Index> {
-    let index: Index = serde_json::from_slice(raw).map_err(|e| {
-        Error::invalid(format!("malformed index: {e}"))
-            .at(root.path().join(INDEX))
-            .hint("download the index again")
-    })?;
-    if index.weight_map.is_empty() {
+    let index = Index::parse(raw)
+        .map_err(|e| e.at(root.path().join(INDEX)).hint("download the index again"))?;
+    if index.is_empty() {
         return Err(Error::invalid("the index names no tensors").at(root.path().join(INDEX)));
     }
     Ok(index)
@@ -353,10 +342,10 @@ pub fn read_json(root: &Root, name: &str, limit: u64) -> Result<Option<Value>> {
 }
 
 fn parse_object(root: &Root, name: &str, bytes: &[u8]) -> Result<Value> {
-    match serde_json::from_slice(bytes) {
+    match json::value(bytes) {
         Ok(value @ Value::Object(_)) => Ok(value),
         Ok(_) => Err(Error::invalid("not a JSON object").at(root.path().join(name))),
-        Err(e) => Err(Error::invalid(format!("malformed JSON: {e}")).at(root.path().join(name))),
+        Err(e) => Err(e.at(root.path().join(name))),
     }
 }
 
@@ -373,14 +362,21 @@ pub struct ReadHeader {
 
 /// Reads and checks the headers of several shards, in their order.
 pub(crate) fn read_headers(root: &Root, names: &[String]) -> Result<Vec<ReadHeader>> {
-    let threads = HEADER_THREADS.min(names.len()).max(1);
-    let share = names.len().div_ceil(threads).max(1);
+    let count = HEADER_THREADS.min(names.len()).max(1);
+    let share = names.len().div_ceil(count).max(1);
+    let allowance = Allowance::of_tensors(MAX_TENSORS);
     let read_share = |names: &[String]| -> Result<Vec<ReadHeader>> {
-        names.iter().map(|n| read_header(root, n).map_err(|e| e.at(root.path().join(n)))).collect()
+        names
+            .iter()
+            .map(|n| read_header(root, n, &allowance).map_err(|e| e.at(root.path().join(n))))
+            .collect()
     };
     std::thread::scope(|scope| {
-        let handles: Vec<_> =
-            names.chunks(share).map(|names| scope.spawn(move || read_share(names))).collect();
+        let read_share = &read_share;
+        let handles = names
+            .chunks(share)
+            .map(|names| threads::spawn(scope, move || read_share(names)))
+            .collect::<Result<Vec<_>>>()?;
         let mut headers = Vec::with_capacity(names.len());
         for handle in handles {
             let share =
@@ -391,8 +387,8 @@ pub(crate) fn read_headers(root: &Root, names: &[String]) -> Result<Vec<ReadHead
     })
 }
 
-/// Reads and checks the header of one shard.
-pub fn read_header(root: &Root, name: &str) -> Result<ReadHeader> {
+/// Reads and checks the header of one shard, which is kept beside others of the same `allowance`.
+pub fn read_header(root: &Root, name: &str, allowance: &Allowance) -> Result<ReadHeader> {
     use std::os::unix::fs::FileExt;
     let file = root.file(name)?;
     let fail = |e: std::io::Error| Error::io("cannot read", root.path().join(name), &e);
@@ -403,18 +399,27 @@ pub fn read_header(root: &Root, name: &str) -> Result<ReadHeader> {
     }
     let mut prefix = [0u8; header::PREFIX as usize];
     file.read_exact_at(&mut prefix, 0).map_err(fail)?;
-    if prefix.starts_with(b"version ") || prefix.starts_with(b"<") {
-        return Err(Error::new(
-            Kind::Invalid,
-            "a git-lfs pointer or a web page in place of a shard",
-        )
-        .hint("download the file itself, for example with `hf download`"));
+    // As a number, eight characters of a text are far above the limit; a sound length may well begin
+    // with a byte that is a letter.
+    if u64::from_le_bytes(prefix) > header::MAX_HEADER {
+        let mut start = [0u8; LFS_MAGIC.len()];
+        let start = &mut start[..LFS_MAGIC.len().min(stamp.size as usize)];
+        file.read_exact_at(start, 0).map_err(fail)?;
+        let page = matches!(start, [b'<', second, ..] if second.is_ascii_alphabetic() || b"!?".contains(second));
+        if page || start == LFS_MAGIC {
+            let what = if page { "a web page" } else { "a git-lfs pointer" };
+            return Err(Error::invalid(format!("{what} in place of a shard"))
+                .hint("download the file itself, for example with `hf download`"));
+        }
     }
     let length = header::json_length(prefix, stamp.size)?;
+    allowance.take(header::PREFIX + length)?;
     let mut raw = prefix.to_vec();
     raw.resize((header::PREFIX + length) as usize, 0);
     let (_, json) = raw.split_at_mut(prefix.len());
     file.read_exact_at(json, header::PREFIX).map_err(fail)?;
-    let header = Header::parse(json, stamp.size - header::PREFIX - length)?;
+    let mut header = Header::parse_within(json, stamp.size - header::PREFIX - length, allowance)?;
+    // Nobody asks for it, and it may be as long as the header itself.
+    header.metadata = Vec::new();
     Ok(ReadHeader { header, raw, stamp })
 }

@@ -6,6 +6,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use rustix::io::Errno;
+
 /// Result of every fallible function of the core.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -88,6 +90,9 @@ pub struct Error {
     pub hint: Option<String>,
 }
 
+/// What helps where there is no memory.
+pub(crate) const MORE_MEMORY: &str = "raise the limit of memory (`ulimit -v`), or use fewer jobs";
+
 /// Longest list of details that is printed in full.
 const MAX_DETAILS: usize = 20;
 
@@ -129,14 +134,40 @@ impl Error {
         Self::new(Kind::Cancelled, "stopped on request")
     }
 
-    /// A failed system call: `ENOSPC` and `EDQUOT` are [`Kind::Space`], the rest [`Kind::Io`].
+    /// A failed system call: what is full or limited is [`Kind::Space`], the rest [`Kind::Io`].
     pub fn io(action: &str, path: impl Into<PathBuf>, source: &std::io::Error) -> Self {
-        let full = matches!(
-            source.kind(),
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
-        );
-        let kind = if full { Kind::Space } else { Kind::Io };
-        Self::new(kind, format!("{action}: {source}")).at(path)
+        use std::io::ErrorKind::{FileTooLarge, OutOfMemory, QuotaExceeded, StorageFull};
+        let limit = match source.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::MFILE) => Some("raise the limit of open files (`ulimit -n`)"),
+            Some(Errno::NFILE) => Some("raise the system's limit of open files (fs.file-max)"),
+            Some(Errno::FBIG) => {
+                Some("raise the limit of file sizes (`ulimit -f`), or use another file system")
+            }
+            Some(Errno::NOMEM) => Some(MORE_MEMORY),
+            _ => None,
+        };
+        let full =
+            matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge | OutOfMemory);
+        let kind = if full || limit.is_some() { Kind::Space } else { Kind::Io };
+        let error = Self::new(kind, format!("{action}: {source}")).at(path);
+        limit.map_or(error.clone(), |limit| error.hint(limit))
+    }
+
+    /// Whether the machine failed, and nothing is known of what was looked at.
+    pub fn is_of_the_machine(&self) -> bool {
+        matches!(self.kind, Kind::Io | Kind::Space)
+    }
+
+    /// What a failure says of the file that it came from.
+    ///
+    /// # Errors
+    /// The failure itself where it says nothing of a file: a limit of this process, its being
+    /// stopped, a bug.
+    pub fn about_file(self) -> Result<Self> {
+        match self.kind {
+            Kind::Space | Kind::Cancelled | Kind::Internal => Err(self),
+            _ => Ok(self),
+        }
     }
 
     /// Names the file.

@@ -8,6 +8,7 @@
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -19,7 +20,10 @@ use crate::error::{Error, Result};
 pub const PREFIX: u64 = 8;
 /// Longest header that is read, in bytes; the library's own limit.
 pub const MAX_HEADER: u64 = 100_000_000;
-/// Most tensors of one file.
+/// Most bytes of headers that are kept beside one another. Those of a checkpoint of 200,000 tensors
+/// have 30 MB.
+pub const MAX_HEADERS: u64 = MAX_HEADER + PREFIX;
+/// Most tensors of headers that are kept beside one another, and so of one.
 pub const MAX_TENSORS: usize = 1_000_000;
 /// Most entries of `__metadata__`.
 const MAX_METADATA: usize = 100_000;
@@ -49,6 +53,50 @@ impl Entry {
     /// Bytes of data.
     pub fn bytes(&self) -> u64 {
         self.end - self.begin
+    }
+}
+
+/// What is left for headers that are kept beside one another: of a checkpoint all of them are.
+#[derive(Debug)]
+pub struct Allowance {
+    bytes: AtomicU64,
+    tensors: AtomicUsize,
+    most_tensors: usize,
+}
+
+impl Default for Allowance {
+    fn default() -> Self {
+        Self::of_tensors(MAX_TENSORS)
+    }
+}
+
+impl Allowance {
+    /// For so many tensors, at most [`MAX_TENSORS`].
+    pub fn of_tensors(most_tensors: usize) -> Self {
+        Self { bytes: AtomicU64::default(), tensors: AtomicUsize::default(), most_tensors }
+    }
+
+    /// Bytes of headers that may still come.
+    pub fn left(&self) -> u64 {
+        MAX_HEADERS.saturating_sub(self.bytes.load(Ordering::Relaxed))
+    }
+
+    /// Takes the bytes of a header from it; an error above [`MAX_HEADERS`].
+    pub fn take(&self, bytes: u64) -> Result<()> {
+        if self.bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) <= MAX_HEADERS {
+            return Ok(());
+        }
+        Err(Error::invalid(format!("the headers of all shards have more than {MAX_HEADERS} bytes")))
+    }
+
+    /// Takes more tensors from it; an error if it had not so many.
+    pub fn take_tensors(&self, count: usize) -> Result<()> {
+        if self.tensors.fetch_add(count, Ordering::Relaxed).saturating_add(count)
+            <= self.most_tensors
+        {
+            return Ok(());
+        }
+        Err(Error::invalid(format!("more than {} tensors", self.most_tensors)))
     }
 }
 
@@ -84,11 +132,16 @@ pub fn json_length(prefix: [u8; 8], file_len: u64) -> Result<u64> {
 impl Header {
     /// Parses and checks the JSON part `json` of a file that holds `data_len` bytes of data.
     pub fn parse(json: &[u8], data_len: u64) -> Result<Self> {
+        Self::parse_within(json, data_len, &Allowance::default())
+    }
+
+    /// As [`Self::parse`], of a header that is kept beside others.
+    pub fn parse_within(json: &[u8], data_len: u64, allowance: &Allowance) -> Result<Self> {
         if json.first() != Some(&b'{') {
             return Err(Error::invalid("header does not begin with '{'"));
         }
         std::str::from_utf8(json).map_err(|_| Error::invalid("header is not UTF-8"))?;
-        let mut header: Self = serde_json::from_slice(json)
+        let mut header = Self::from_json(json, allowance)
             .map_err(|e| Error::invalid(format!("malformed header: {e}")))?;
         header.check_names()?;
         header.tensors.sort_unstable_by_key(|t| (t.begin, t.end));
@@ -96,9 +149,15 @@ impl Header {
         Ok(header)
     }
 
+    fn from_json(json: &[u8], allowance: &Allowance) -> serde_json::Result<Self> {
+        let mut deserializer = serde_json::Deserializer::from_slice(json);
+        let header = deserializer.deserialize_map(HeaderVisitor { allowance })?;
+        deserializer.end().map(|()| header)
+    }
+
     /// Bytes of data that an otherwise sound header asks for, whatever the file holds.
     pub fn declared_length(json: &[u8]) -> Option<u64> {
-        let header: Self = serde_json::from_slice(json).ok()?;
+        let header = Self::from_json(json, &Allowance::default()).ok()?;
         let length = header.tensors.iter().map(|t| t.end).max().unwrap_or(0);
         Self::parse(json, length).is_ok().then_some(length)
     }
@@ -150,52 +209,45 @@ impl Header {
     }
 }
 
-impl<'de> Deserialize<'de> for Header {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct HeaderVisitor;
-        impl<'de> Visitor<'de> for HeaderVisitor {
-            type Value = Header;
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("an object of tensors")
-            }
-            fn visit_map<A: MapAccess<'de>>(
-                self,
-                mut map: A,
-            ) -> std::result::Result<Header, A::Error> {
-                let mut header = Header::default();
-                let mut metadata_seen = false;
-                while let Some(name) = map.next_key::<Cow<str>>()? {
-                    if name == "__metadata__" {
-                        if std::mem::replace(&mut metadata_seen, true) {
-                            return Err(de::Error::custom("duplicate key __metadata__"));
-                        }
-                        match map.next_value::<Option<Metadata>>()? {
-                            Some(metadata) => header.metadata = metadata.0,
-                            None => header.warnings.push("__metadata__ is null".into()),
-                        }
-                        continue;
-                    }
-                    if name.len() > MAX_NAME {
-                        return Err(de::Error::custom(format!(
-                            "a name is longer than {MAX_NAME} bytes"
-                        )));
-                    }
-                    if header.tensors.len() == MAX_TENSORS {
-                        return Err(de::Error::custom(format!("more than {MAX_TENSORS} tensors")));
-                    }
-                    let raw = map.next_value::<RawEntry>()?;
-                    header.tensors.push(Entry {
-                        name: name.into(),
-                        dtype: raw.dtype,
-                        shape: raw.shape.0,
-                        begin: raw.data_offsets.0,
-                        end: raw.data_offsets.1,
-                    });
+struct HeaderVisitor<'r> {
+    allowance: &'r Allowance,
+}
+
+impl<'de> Visitor<'de> for HeaderVisitor<'_> {
+    type Value = Header;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("an object of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
+        let mut header = Header::default();
+        let mut metadata_seen = false;
+        while let Some(name) = map.next_key::<Cow<str>>()? {
+            if name == "__metadata__" {
+                if std::mem::replace(&mut metadata_seen, true) {
+                    return Err(de::Error::custom("duplicate key __metadata__"));
                 }
-                Ok(header)
+                match map.next_value::<Option<Metadata>>()? {
+                    Some(metadata) => header.metadata = metadata.0,
+                    None => header.warnings.push("__metadata__ is null".into()),
+                }
+                continue;
             }
+            if name.len() > MAX_NAME {
+                return Err(de::Error::custom(format!("a name is longer than {MAX_NAME} bytes")));
+            }
+            self.allowance.take_tensors(1).map_err(|e| de::Error::custom(e.message))?;
+            let raw = map.next_value::<RawEntry>()?;
+            header.tensors.push(Entry {
+                name: name.into(),
+                dtype: raw.dtype,
+                shape: raw.shape.0,
+                begin: raw.data_offsets.0,
+                end: raw.data_offsets.1,
+            });
         }
-        deserializer.deserialize_map(HeaderVisitor)
+        Ok(header)
     }
 }
 

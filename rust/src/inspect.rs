@@ -9,7 +9,8 @@ use crate::catalog::{Catalog, Tensor};
 use crate::companion::weight_of;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::model::{Group, Model};
+use crate::folding::{Folded, fold};
+use crate::model::{Expected, Group, Model};
 
 /// Names of the row for tensors without a role.
 const OTHER: &str = "other";
@@ -223,38 +224,61 @@ fn format_of(catalog: &Catalog) -> Format {
 /// Where the tensors contradict config.json: absent ones and wrong shapes.
 fn problems(catalog: &Catalog, model: Option<&Model>) -> Vec<String> {
     let Some(model) = model else { return Vec::new() };
-    let mut problems = Vec::new();
     let lacks_mtp = model.lacks_mtp(catalog.tensors.iter().map(|t| &*t.name));
-    for expected in model.expected().filter(|e| !(lacks_mtp && model.is_mtp(e.layer))) {
-        match catalog.find(&expected.name).map(|i| catalog.tensor(i)) {
-            None if expected.rule.optional => {}
-            None => problems.push(format!("{} is missing", expected.name)),
-            Some(t) if *t.shape != *expected.shape => problems.push(format!(
-                "{} has shape {:?}, config.json implies {:?}",
-                expected.name, t.shape, expected.shape
-            )),
-            Some(_) => {}
-        }
-    }
-    let rest = problems.len().saturating_sub(MAX_PROBLEMS);
-    problems.truncate(MAX_PROBLEMS);
+    let problem = |expected: Expected| match catalog.find(&expected.name) {
+        None if expected.rule.optional => None,
+        None => Some(format!("{} is missing", expected.name)),
+        Some(i) if *catalog.tensor(i).shape != *expected.shape => Some(format!(
+            "{} has shape {:?}, config.json implies {:?}",
+            expected.name,
+            catalog.tensor(i).shape,
+            expected.shape
+        )),
+        Some(_) => None,
+    };
+    let present = |e: &Expected| !(lacks_mtp && model.is_mtp(e.layer));
+    // A configuration can imply millions of tensors.
+    let mut found = model.expected().filter(present).filter_map(problem);
+    let mut problems: Vec<String> = found.by_ref().take(MAX_PROBLEMS).collect();
+    let rest = found.count();
     if rest > 0 {
         problems.push(format!("… and {rest} more"));
     }
     problems
 }
 
-/// Tensors whose name matches `glob`, or all of them, in the order of the shards.
-pub fn tensors<'a>(
-    catalog: &'a Catalog,
-    model: Option<&Model>,
-    glob: Option<&str>,
-) -> Result<Vec<TensorRow<'a>>> {
+/// Some of the tensors that are asked for.
+#[derive(Debug, Serialize)]
+pub struct TensorPage<'a> {
+    /// In the order of the shards.
+    pub rows: Vec<TensorRow<'a>>,
+    /// Where to go on, unless these were the last.
+    pub next: Option<usize>,
+}
+
+/// Whether the name of a tensor matches `glob`, if that is given.
+fn matching(glob: Option<&str>) -> Result<impl Fn(&Tensor) -> bool> {
     let matcher = glob
         .map(|g| Glob::new(g).map(|g| g.compile_matcher()))
         .transpose()
         .map_err(|e| Error::usage(format!("bad pattern: {e}")))?;
-    let wanted = |t: &&Tensor| matcher.as_ref().is_none_or(|m| m.is_match(&*t.name));
+    Ok(move |t: &Tensor| matcher.as_ref().is_none_or(|m| m.is_match(&*t.name)))
+}
+
+/// The names of the tensors that match `glob`, or of all, numbers folded.
+pub fn names(catalog: &Catalog, glob: Option<&str>) -> Result<Folded> {
+    let wanted = matching(glob)?;
+    Ok(fold(catalog.tensors.iter().filter(|tensor| wanted(tensor))))
+}
+
+/// Tensors from position `first` on whose name matches `glob`, or all of them, at most `count`.
+pub fn tensors<'a>(
+    catalog: &'a Catalog,
+    model: Option<&Model>,
+    glob: Option<&str>,
+    (first, count): (usize, usize),
+) -> Result<TensorPage<'a>> {
+    let wanted = matching(glob)?;
     let row = |tensor: &'a Tensor| {
         let placed = model.and_then(|m| m.role_of(&tensor.name));
         TensorRow {
@@ -269,5 +293,8 @@ pub fn tensors<'a>(
             expert: placed.and_then(|p| p.expert),
         }
     };
-    Ok(catalog.tensors.iter().filter(wanted).map(row).collect())
+    let rest = catalog.tensors.iter().enumerate().skip(first);
+    let mut found = rest.filter(|(_, tensor)| wanted(tensor));
+    let rows = found.by_ref().take(count).map(|(_, tensor)| row(tensor)).collect();
+    Ok(TensorPage { rows, next: found.next().map(|(position, _)| position) })
 }

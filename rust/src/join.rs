@@ -5,32 +5,33 @@
 //! which then writes what is missing and a manifest of all. While that lasts the old manifest lies
 //! beside the journal, since a folder with a manifest would be taken for finished.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::catalog::{Catalog, MANIFEST};
-use crate::error::{Error, Result};
+use crate::catalog::{Catalog, MANIFEST, MAX_MANIFEST};
+use crate::error::{Error, Kind, Result};
 use crate::exec::fold::DoneOutput;
+use crate::exec::force::forget;
+use crate::exec::identity::{Identities, SourceFile};
 use crate::exec::journal::{self, Begin, DoneRecord, Journal};
-use crate::exec::{Options, Progress, Worker, executor, sources};
+use crate::exec::output::is_published;
+use crate::exec::presence::Presence;
+use crate::exec::publish::SUMS;
+use crate::exec::standing::unseen;
+use crate::exec::{Options, Progress, Worker};
 use crate::io::link::Linked;
 use crate::io::small;
 use crate::model::parallel::RankOnly;
 use crate::plan::reshard::Reshard;
 use crate::plan::{self, Plan, Request, Task};
 
-/// Longest manifest that is read.
-const MAX_MANIFEST: u64 = 1 << 30;
-/// The old manifest beside the journal.
-const EARLIER: &str = "earlier.json";
-
 #[derive(Deserialize)]
 struct Manifest {
     plan: String,
-    request: Value,
+    request: Request,
     source: Source,
     files: Vec<File>,
 }
@@ -38,6 +39,8 @@ struct Manifest {
 #[derive(Deserialize)]
 struct Source {
     digest: String,
+    #[serde(default)]
+    files: Vec<SourceFile>,
 }
 
 #[derive(Deserialize)]
@@ -76,8 +79,16 @@ pub fn join(
     if manifest.plan == joined.digest() {
         return Ok(Some(joined));
     }
-    if output.join(MANIFEST).exists() {
-        adopt(catalog, &joined, output, &manifest)?;
+    if is_published(output)? {
+        let identities = Identities::new(catalog, &options.links);
+        let changed = identities.changed(&manifest.source.files)?;
+        if !changed.is_empty() {
+            return Err(Error::new(Kind::Foreign, "the folder holds ranks of another source")
+                .at(output)
+                .details(changed)
+                .hint("choose another folder with -o, or replace this one with --force"));
+        }
+        adopt(&identities, &joined, output, &manifest)?;
     }
     if let Some(Reshard { earlier, .. }) = &request.reshard {
         let ranks: Vec<String> = earlier.iter().map(RankOnly::words).collect();
@@ -90,11 +101,16 @@ pub fn join(
 fn earlier(plan: &Plan, output: &Path) -> Result<Option<(Manifest, Request)>> {
     let Some(ask) = plan.request.reshard.as_ref() else { return Ok(None) };
     let Some(rank) = ask.rank else { return Ok(None) };
-    let places = [output.join(MANIFEST), kept(output)];
-    let Some(path) = places.into_iter().find(|p| small::size(p).is_some()) else { return Ok(None) };
+    let path = if is_published(output)? { output.join(MANIFEST) } else { kept(output) };
+    if !small::is_file(&path)? {
+        return Ok(None);
+    }
     let bytes = small::read(&path, MAX_MANIFEST)?;
     let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) else { return Ok(None) };
-    let Ok(mut request) = Request::parse(&manifest.request.to_string()) else { return Ok(None) };
+    let mut request = manifest.request.clone();
+    if request.check().is_err() {
+        return Ok(None);
+    }
     let Some(before) = request.reshard.as_mut() else { return Ok(None) };
     let Some(last) = before.rank else { return Ok(None) };
     if !before.holds(ask) {
@@ -106,7 +122,7 @@ fn earlier(plan: &Plan, output: &Path) -> Result<Option<(Manifest, Request)>> {
 }
 
 fn kept(output: &Path) -> PathBuf {
-    journal::folder(output).join(EARLIER)
+    journal::folder(output).join(journal::EARLIER)
 }
 
 fn apart_from_ranks(request: &Request) -> Result<Value> {
@@ -118,49 +134,51 @@ fn apart_from_ranks(request: &Request) -> Result<Value> {
 }
 
 /// Records what the manifest lists as done, then puts it aside.
-fn adopt(catalog: &Catalog, joined: &Plan, output: &Path, manifest: &Manifest) -> Result<()> {
+fn adopt(identities: &Identities, joined: &Plan, output: &Path, manifest: &Manifest) -> Result<()> {
     let files: HashMap<&str, &File> = manifest.files.iter().map(|f| (&*f.path, f)).collect();
-    small::remove_folder(&journal::folder(output))?;
-    let begin = Begin { plan: joined.digest(), place: executor::place(catalog) };
-    let journal = Journal::open(output, Worker::ALONE, &begin)?;
+    let _alone = Presence::alone(output)?;
+    forget(output)?;
+    let journal = Journal::open(output, Worker::ALONE, &Begin { plan: joined.digest() })?;
+    let listed = manifest.files.iter().map(|f| f.path.as_str());
+    let claims: BTreeSet<&str> = listed.chain(joined.names()).chain([SUMS, MANIFEST]).collect();
+    journal.claim(claims.into_iter().map(str::to_owned).collect())?;
     for task in &joined.tasks {
-        if let Some(done) = done(catalog, task, output, &files) {
+        if let Some(done) = done(task, output, &files, identities)? {
             journal.done(done)?;
         }
     }
     small::rename(&output.join(MANIFEST), &kept(output))
 }
 
-/// The record of a task whose outputs are all there, as the manifest has them.
+/// The record of a task whose outputs are all there, as the manifest has them. The manifest knows no
+/// times, so that whoever goes on from the record hashes the files again.
 fn done(
-    catalog: &Catalog,
     task: &Task,
     output: &Path,
     files: &HashMap<&str, &File>,
-) -> Option<DoneRecord> {
+    identities: &Identities,
+) -> Result<Option<DoneRecord>> {
     let mut outputs = Vec::with_capacity(task.outputs.len());
-    let mut mtimes_ns = Vec::with_capacity(task.outputs.len());
     for planned in &task.outputs {
-        let file = files.get(&*planned.path).filter(|f| f.size == planned.size)?;
-        let (size, mtime) = small::size_and_mtime(&output.join(&planned.path))?;
-        if size != planned.size {
-            return None;
+        let listed = files.get(&*planned.path).filter(|f| f.size == planned.size);
+        let Some(file) = listed else { return Ok(None) };
+        if small::size(&output.join(&planned.path))? != Some(planned.size) {
+            return Ok(None);
         }
-        mtimes_ns.push(mtime);
         outputs.push(DoneOutput {
             path: planned.path.clone(),
-            size,
+            size: planned.size,
             sha256: file.sha256.clone(),
             tensors: file.tensors.iter().filter_map(|t| t.xxh3.clone()).collect(),
             linked: file.linked,
         });
     }
-    Some(DoneRecord {
+    Ok(Some(DoneRecord {
         task: task.digest(),
-        sources: sources::current_stamps(catalog, task),
+        sources: identities.of_task(task)?,
+        stamps: outputs.iter().map(|o| unseen(o.size)).collect(),
         outputs,
-        mtimes_ns,
         verified: Vec::new(),
         reports: Vec::new(),
-    })
+    }))
 }

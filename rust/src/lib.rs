@@ -20,7 +20,8 @@
 //! `verify`. [`verify`] compares a folder with what is known of it, and shares the catalog's header reader,
 //! the hashes and the I/O. [`io`] is the only module that touches the file system. [`inspect`] describes a catalog,
 //! [`pieces`] lets a re-sharded folder be read as the checkpoint it was cut from,
-//! [`synth`] makes checkpoints to rehearse with. Errors are [`error::Error`] everywhere.
+//! [`synth`] makes checkpoints to rehearse with. Errors are [`error::Error`] everywhere, also
+//! where [`threads`] cannot start or [`memory`] is short.
 
 pub mod against;
 pub mod catalog;
@@ -30,10 +31,13 @@ pub mod dtype;
 pub mod error;
 pub mod exec;
 pub mod experts;
+pub mod folding;
 pub mod header;
 pub mod inspect;
 pub mod io;
 pub mod join;
+mod json;
+pub mod memory;
 pub mod model;
 pub mod numeric;
 pub mod pieces;
@@ -41,6 +45,7 @@ pub mod plan;
 pub mod run;
 pub mod synth;
 pub mod target;
+pub mod threads;
 pub mod transform;
 pub mod trust;
 pub mod verify;

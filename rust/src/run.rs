@@ -4,6 +4,8 @@
 //! NaN or infinity is recorded, the plan is made again with that weight kept, and the run goes
 //! on. Only the shard that holds it is written again.
 
+use std::collections::HashSet;
+use std::iter::once;
 use std::path::Path;
 
 use serde::Serialize;
@@ -15,8 +17,14 @@ use crate::exec::figures::Figures;
 use crate::exec::fold::TensorReport;
 use crate::exec::journal::State;
 use crate::exec::progress::LinkedFiles;
-use crate::exec::{Progress, output, publish};
+use crate::exec::sources::Sources;
+use crate::exec::{Progress, output};
+use crate::io::{AlignedBuf, small};
+use crate::numeric::scan;
 use crate::plan::{self, Plan};
+
+/// Bytes read at a time of a tensor that a journal says is kept.
+const CHUNK: u64 = 4 << 20;
 
 /// How a run ended.
 #[derive(Debug, Serialize)]
@@ -75,8 +83,9 @@ pub fn run(
     let key = plan.digest();
     let mut options = options.clone();
     let mut replanned = None;
+    let mut kept = Kept::new(progress);
     loop {
-        if let Some(with_kept) = with_kept(catalog, plan, &options, &key)? {
+        if let Some(with_kept) = kept.planned(catalog, plan, &options, &key)? {
             replanned = Some(with_kept);
         }
         let current = replanned.as_ref().unwrap_or(plan);
@@ -94,11 +103,12 @@ pub fn run(
             }
             Err(error) if error.kind == Kind::NonFinite && current.request.keep_nonfinite => {
                 let tensor = error.tensor.clone().unwrap_or_default();
-                let mut kept = current.request.nonfinite.clone();
-                kept.push(tensor.clone());
+                let mut all = current.request.nonfinite.clone();
+                all.push(tensor.clone());
                 // Planned before it is recorded: a tensor that cannot be kept must not be.
-                plan_keeping(catalog, plan, kept).map_err(|e| refuse_keeping(error, &e))?;
+                plan_keeping(catalog, plan, all).map_err(|e| refuse_keeping(error, &e))?;
                 run.keep(&tensor)?;
+                kept.found.insert(tensor.clone());
                 progress.note(format!("{tensor} holds NaN or infinity; kept unquantised"));
                 (options.force, options.resume) = (false, true);
             }
@@ -107,16 +117,64 @@ pub fn run(
     }
 }
 
-/// The plan that the journals say is being executed, if they name tensors to keep.
-fn with_kept(catalog: &Catalog, plan: &Plan, options: &Options, key: &str) -> Result<Option<Plan>> {
-    if !plan.request.keep_nonfinite || !options.resume {
-        return Ok(None);
+/// Tensors that are kept unquantised. A journal may name one that the source, another by now, does
+/// not keep: each is looked at once.
+struct Kept<'a> {
+    progress: &'a Progress,
+    /// Those that were seen to hold NaN or infinity.
+    found: HashSet<String>,
+}
+
+impl<'a> Kept<'a> {
+    fn new(progress: &'a Progress) -> Self {
+        Self { progress, found: HashSet::new() }
     }
-    let state = State::read(&options.output)?;
-    if state.plan.as_deref() != Some(key) || state.kept.is_empty() {
-        return Ok(None);
+
+    /// The plan that the journals say is being executed, if they name tensors to keep.
+    fn planned(
+        &mut self,
+        catalog: &Catalog,
+        plan: &Plan,
+        options: &Options,
+        key: &str,
+    ) -> Result<Option<Plan>> {
+        if !plan.request.keep_nonfinite || !options.resume {
+            return Ok(None);
+        }
+        let state = State::read(&options.output)?;
+        if state.plan.as_deref() != Some(key) {
+            return Ok(None);
+        }
+        let mut kept = Vec::with_capacity(state.kept.len());
+        for name in state.kept {
+            if self.found.contains(&name) || self.holds(catalog, options, &name)? {
+                self.found.insert(name.clone());
+                kept.push(name);
+            }
+        }
+        if kept.is_empty() { Ok(None) } else { plan_keeping(catalog, plan, kept).map(Some) }
     }
-    plan_keeping(catalog, plan, state.kept).map(Some)
+
+    /// Whether a tensor of the source holds NaN or infinity.
+    fn holds(&self, catalog: &Catalog, options: &Options, name: &str) -> Result<bool> {
+        let Some(index) = catalog.find(name) else { return Ok(false) };
+        let tensor = catalog.tensor(index);
+        let sources = Sources::of_tensors(catalog, once(index), options.io, self.progress)?;
+        let (mut buffer, mut scratch) = (AlignedBuf::default(), AlignedBuf::default());
+        let mut at = 0;
+        while at < tensor.bytes {
+            if self.progress.stopped() {
+                return Err(Error::cancelled());
+            }
+            let length = (tensor.bytes - at).min(CHUNK);
+            let read = sources.read(index, at, length as usize, &mut buffer, &mut scratch)?;
+            if scan(&buffer.bytes()[read], tensor.dtype).non_finite.is_some() {
+                return Ok(true);
+            }
+            at += length;
+        }
+        Ok(false)
+    }
 }
 
 fn plan_keeping(catalog: &Catalog, plan: &Plan, nonfinite: Vec<String>) -> Result<Plan> {
@@ -141,14 +199,9 @@ pub fn finish(
     progress: &Progress,
 ) -> Result<Outcome> {
     let key = plan.digest();
-    let kept = with_kept(catalog, plan, options, &key)?;
+    let kept = Kept::new(progress).planned(catalog, plan, options, &key)?;
     let plan = kept.as_ref().unwrap_or(plan);
-    match output::inspect(&options.output, &key, &plan.digest())? {
-        output::Found::Complete => Ok(Outcome::AlreadyComplete),
-        output::Found::Resumable(state) => {
-            publish::finish(&Run::new(catalog, plan, &key, options, progress), &state)
-        }
-    }
+    Run::new(catalog, plan, &key, options, progress).finish_by_hand()
 }
 
 /// How far all workers have come.
@@ -171,11 +224,12 @@ pub struct Status {
 /// Reads all journals of `output` (`run --status`).
 pub fn status(catalog: &Catalog, plan: &Plan, options: &Options) -> Result<Status> {
     let key = plan.digest();
-    let kept = with_kept(catalog, plan, options, &key)?;
+    let progress = Progress::default();
+    let kept = Kept::new(&progress).planned(catalog, plan, options, &key)?;
     let plan = kept.as_ref().unwrap_or(plan);
     let bytes: u64 = plan.tasks.iter().map(plan::Task::bytes).sum();
     let tasks = plan.tasks.len();
-    let state = match output::inspect(&options.output, &key, &plan.digest())? {
+    let state = match output::inspect(&options.output, &key, &plan.digest(), None)? {
         output::Found::Complete => {
             let running = Vec::new();
             return Ok(Status {
@@ -195,8 +249,10 @@ pub fn status(catalog: &Catalog, plan: &Plan, options: &Options) -> Result<Statu
         if state.done.contains_key(&digest) {
             done += 1;
             bytes_done += task.bytes();
-        } else if let Some((point, _)) = state.points.get(&digest) {
-            bytes_done += point.fold.outputs.iter().map(|o| o.length).sum::<u64>();
+        } else if let Some(point) = state.points.get(&digest) {
+            let length =
+                point.fold.outputs.iter().fold(0, |sum: u64, o| sum.saturating_add(o.length));
+            bytes_done += length.min(task.bytes());
             running.push(task.name.clone());
         }
     }
@@ -205,18 +261,7 @@ pub fn status(catalog: &Catalog, plan: &Plan, options: &Options) -> Result<Statu
 
 /// Source and output must not lie in one another: the source is never written to.
 pub fn check_apart(source: &Path, output: &Path) -> Result<()> {
-    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
-    let resolve = |path: &Path| {
-        let path = absolute(path);
-        let existing = path.ancestors().find_map(|a| a.canonicalize().ok().map(|c| (a, c)));
-        match existing {
-            Some((ancestor, canonical)) => {
-                path.strip_prefix(ancestor).map_or(canonical.clone(), |rest| canonical.join(rest))
-            }
-            None => path.clone(),
-        }
-    };
-    let (from, to) = (resolve(source), resolve(output));
+    let (from, to) = (small::resolve(source)?, small::resolve(output)?);
     if to.starts_with(&from) || from.starts_with(&to) {
         return Err(Error::usage("the output and the source lie in one another")
             .at(output)

@@ -60,23 +60,27 @@ pub fn known_sources(catalog: &Catalog, plan: &Plan, progress: &Progress) -> Res
     Ok(known)
 }
 
-/// What a download left about the shards that `plan` links instead of reading them: nothing is
-/// compared, and what contradicts itself is not known.
-pub fn known_links(catalog: &Catalog, plan: &Plan) -> Known {
-    let linked: BTreeSet<u32> = plan.tasks.iter().filter_map(|t| t.link).map(|l| l.shard).collect();
-    let truths =
-        if linked.is_empty() { Vec::new() } else { detect(&catalog.root).unwrap_or_default() };
+/// What a download left about the files of a source: nothing is compared, and what contradicts
+/// itself is not known.
+///
+/// # Errors
+/// Those of reading: whether a disk answered must not be seen in an output.
+pub fn known_files(catalog: &Catalog) -> Result<Known> {
+    let truths = match detect(&catalog.root) {
+        Err(error) if error.is_of_the_machine() => return Err(error),
+        found => found.or_else(|error| error.about_file().map(|_| Vec::new()))?,
+    };
     let mut known = Known::default();
     let mut origins = BTreeSet::new();
-    for shard in linked {
-        let (name, _) = catalog.file(shard);
+    for file in 0..catalog.file_count() {
+        let (name, _) = catalog.file(file);
         if let Ok(Some((truth, hex))) = digest_of(catalog, &truths, name) {
             origins.insert(words(truth));
             known.sha256.insert(name.to_owned(), hex);
         }
     }
     known.origin = origins.into_iter().collect::<Vec<_>>().join("; ");
-    known
+    Ok(known)
 }
 
 /// The SHA-256 that the sources of truth give for a file.
@@ -141,9 +145,8 @@ fn check_small_files(catalog: &Catalog, plan: &Plan, truths: Vec<Truth>) -> Resu
         allow_config_edits: false,
         jobs: 1,
         io: Mode::Buffered,
-        state: None,
-        fresh: true,
-        write_sums: None,
+        remembering: None,
+        sums: false,
     };
     let report = verify::verify(catalog.root.path(), &options, &Progress::default())?;
     let failed = report.findings.iter().filter(|f| f.failure && names.contains(f.file.as_str()));

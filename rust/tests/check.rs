@@ -179,17 +179,6 @@ fn mutations() -> Vec<(&'static str, Mutation)> {
         }),
         ("a wrong file size", |p| p.tasks[0].outputs[0].size += 1),
         ("a wrong data start", |p| p.tasks[0].outputs[0].data_start += 1),
-        ("a path twice", |p| p.tasks[0].outputs[1].path = "l.safetensors".into()),
-        ("a path outside", |p| p.tasks[0].outputs[1].path = "../l.safetensors".into()),
-        ("a sidecar over an output", |p| {
-            let content = SidecarContent::Bytes(Vec::new());
-            p.sidecars.push(Sidecar {
-                path: "l.safetensors".into(),
-                size: 0,
-                sha256: String::new(),
-                content,
-            });
-        }),
         ("a float read as another", |p| {
             p.tasks[0].steps[0].op = Op::Encode { float: Float::F16, encoding: deepseek() };
         }),
@@ -211,5 +200,68 @@ fn a_sound_plan_holds_and_every_mutation_is_found() {
         let error = check::check(&catalog, &plan).expect_err(name);
         let kinds = [Kind::Internal, Kind::Invalid];
         assert!(kinds.contains(&error.kind), "{name}: {error}");
+    }
+}
+
+#[test]
+fn paths_that_lingconv_needs_or_others_confuse_are_refused() {
+    let (_bench, catalog) = source();
+    let refused = |data: Option<&str>, small: &[&str]| {
+        let mut plan = sound(&catalog);
+        if let Some(path) = data {
+            plan.tasks[0].outputs[0].path = path.into();
+        }
+        let sidecar = |path: &&str| {
+            let content = SidecarContent::Bytes(Vec::new());
+            Sidecar { path: (*path).into(), size: 0, sha256: String::new(), content }
+        };
+        plan.sidecars.extend(small.iter().map(sidecar));
+        let error = check::check(&catalog, &plan).err();
+        error.map(|e| {
+            assert!(matches!(e.kind, Kind::Invalid | Kind::Impossible), "{e}");
+            assert!(e.hint.is_some(), "{e}");
+        })
+    };
+    let long = format!("{}.safetensors", "x".repeat(239));
+    let fits = format!("{}.safetensors", "x".repeat(238));
+    for name in [
+        ".lingconv/a.safetensors",
+        "a/.hidden/b.safetensors",
+        "SHA256SUMS",
+        "sha256sums",
+        "SHA256SUMS.",
+        "pp0/SHA256SUMS",
+        "lingconv.manifest.json",
+        "lingconv.manifest.json .",
+        "lingconv.mani\u{200c}fest.json",
+        "config.json ",
+        "a.safetensors.part. ",
+        "config.json",
+        "Tokenizer.JSON",
+        "a.safetensors.part",
+        "a.part/b.safetensors",
+        "r.safetensors",
+        "R.safetensors",
+        "r.safetensors.",
+        "r.safetensors/b.safetensors",
+        "../a.safetensors",
+        &long,
+    ] {
+        assert!(refused(Some(name), &[]).is_some(), "{name}");
+    }
+    for name in [&*fits, "folder/l.safetensors", "l.safetensors."] {
+        assert!(refused(Some(name), &[]).is_none(), "{name}");
+    }
+    assert!(refused(None, &["config.json", "README.md", "pp0/config.json"]).is_none());
+    for pair in [
+        ["README.md", "readme.md"],
+        ["é.txt", "e\u{301}.txt"],
+        ["a.txt", "a.txt/b.txt"],
+        ["a.txt", "a.txt "],
+    ] {
+        assert!(refused(None, &pair).is_some(), "{pair:?}");
+    }
+    for name in ["SHA256SUMS", "Lingconv.Manifest.json", "config.json.part", ".x/a.json"] {
+        assert!(refused(None, &[name]).is_some(), "{name}");
     }
 }

@@ -6,7 +6,8 @@ use std::os::unix::fs::symlink;
 use lingconv_core::catalog::Catalog;
 use lingconv_core::error::Kind;
 use lingconv_core::io::root::check_name;
-use lingconv_core::io::{AlignedBuf, Mode, PartWriter, Root, SourceFile};
+use lingconv_core::io::writer::Found;
+use lingconv_core::io::{AlignedBuf, Mode, Part, PartWriter, Root, SourceFile};
 use tempfile::tempdir;
 
 #[test]
@@ -81,14 +82,15 @@ fn a_file_is_written_whole_at_any_size_and_continued_at_any_point() {
         for mode in [Mode::Direct, Mode::Buffered] {
             for (m, cut) in [0, length / 3, length / 2, length].into_iter().enumerate() {
                 let path = folder.path().join(format!("{n}-{mode:?}-{m}"));
-                let mut writer = PartWriter::open(&path, length as u64, mode, 16_384, 0).unwrap();
+                let mut writer = PartWriter::create(&path, length as u64, mode, 16_384).unwrap();
                 writer.write(&bytes[..cut]).unwrap();
                 writer.sync_point().unwrap();
                 writer.write(&bytes[cut..]).unwrap();
                 drop(writer);
                 assert!(!path.exists());
+                let Found::Held(part) = Part::find(&path).unwrap() else { panic!() };
                 let mut writer =
-                    PartWriter::open(&path, length as u64, mode, 16_384, cut as u64).unwrap();
+                    PartWriter::new(part, length as u64, mode, 16_384, cut as u64).unwrap();
                 writer.write(&bytes[cut..]).unwrap();
                 assert!(writer.write(&[0]).is_err());
                 writer.finish().unwrap();
@@ -122,7 +124,59 @@ fn reads_are_exact_in_every_mode_and_a_short_file_is_an_error() {
 fn two_writers_of_one_file_do_not_meet() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("f");
-    let _first = PartWriter::open(&path, 10, Mode::Buffered, 4096, 0).unwrap();
-    let second = PartWriter::open(&path, 10, Mode::Buffered, 4096, 0).unwrap_err();
+    let _first = PartWriter::create(&path, 10, Mode::Buffered, 4096).unwrap();
+    let second = PartWriter::create(&path, 10, Mode::Buffered, 4096).unwrap_err();
     assert_eq!(second.kind, Kind::Foreign);
+}
+
+#[test]
+fn a_file_begun_anew_is_another_file_and_only_its_own_gets_the_name() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("f");
+    let mut first = PartWriter::create(&path, 3, Mode::Buffered, 4096).unwrap();
+    first.write(b"one").unwrap();
+    // As a process does that cannot see the lock of the first.
+    std::fs::remove_file(folder.path().join("f.part")).unwrap();
+    let mut second = PartWriter::create(&path, 3, Mode::Buffered, 4096).unwrap();
+    second.write(b"two").unwrap();
+    assert_eq!(first.finish().unwrap_err().kind, Kind::Foreign);
+    second.finish().unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), b"two");
+}
+
+#[test]
+fn what_is_no_file_is_not_taken_for_a_part() {
+    let folder = tempdir().unwrap();
+    let (path, part) = (folder.path().join("f"), folder.path().join("f.part"));
+    std::fs::write(folder.path().join("victim"), "mine").unwrap();
+    symlink(folder.path().join("victim"), &part).unwrap();
+    assert_eq!(Part::find(&path).unwrap_err().kind, Kind::Foreign);
+    std::fs::remove_file(&part).unwrap();
+    std::fs::create_dir(&part).unwrap();
+    assert_eq!(Part::find(&path).unwrap_err().kind, Kind::Foreign);
+    assert_eq!(std::fs::read(folder.path().join("victim")).unwrap(), b"mine");
+}
+
+/// 316 is 0x13C, and 0x3C is `<`.
+#[test]
+fn a_length_that_begins_like_a_page_is_none() {
+    let folder = tempdir().unwrap();
+    let write = |bytes: &[u8]| {
+        std::fs::write(folder.path().join("a.safetensors"), bytes).unwrap();
+        Catalog::open(folder.path())
+    };
+    let json = r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
+    let mut bytes = 316u64.to_le_bytes().to_vec();
+    bytes.extend(format!("{json:316}").bytes());
+    bytes.push(7);
+    assert_eq!(write(&bytes).unwrap().tensors.len(), 1);
+    for (text, what) in [
+        ("<!DOCTYPE html><html></html>", "a web page"),
+        ("<html><body>not found</body></html>", "a web page"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a git-lfs pointer"),
+        ("version 2 of a text that is no pointer", "above the limit"),
+    ] {
+        let error = write(text.as_bytes()).unwrap_err();
+        assert!(error.message.contains(what), "{text}: {error}");
+    }
 }

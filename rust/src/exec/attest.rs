@@ -111,8 +111,11 @@ impl<'a> Attest<'a> {
             let (name, size) = sources.name_and_size(number)?;
             let (hash, ahead) = (Sha256::new(), BTreeMap::new());
             let mut file = Running { name, size, position: 0, hash, ahead };
-            if let Some(saved) = saved.iter().find(|s| s.name == file.name) {
-                (file.position, file.hash) = (saved.position, load_sha256(&saved.sha256)?);
+            let saved = saved.iter().find(|s| s.name == file.name && s.position <= file.size);
+            // One that cannot be restored begins anew, which costs reading the file again.
+            if let Some((saved, hash)) = saved.and_then(|s| Some((s, load_sha256(&s.sha256).ok()?)))
+            {
+                (file.position, file.hash) = (saved.position, hash);
             }
             running.insert(number, file);
         }
@@ -209,7 +212,7 @@ pub(super) fn answers(catalog: &Catalog, tasks: &[Task]) -> Vec<Vec<u32>> {
 /// for is read now.
 pub(super) fn verified(run: &Run, state: &State) -> Result<Vec<Verified>> {
     let done = run.digests.iter().filter_map(|d| state.done.get(d));
-    let mut verified: Vec<Verified> = done.flat_map(|(d, _)| d.verified.clone()).collect();
+    let mut verified: Vec<Verified> = done.flat_map(|d| d.verified.clone()).collect();
     if let Some(known) = &run.options.known {
         for task in &run.plan.tasks {
             let left = |number: &u32| {

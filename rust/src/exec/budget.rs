@@ -1,7 +1,9 @@
 //! How many jobs run, and how large their buffers are, from `--memory`.
 
+use super::strips::{least_bytes, least_strip_bytes};
 use crate::error::{Error, Kind, Result};
-use crate::plan::{Plan, Step};
+use crate::plan::{Plan, Step, Task};
+use crate::transform::Op;
 
 /// Slots of a task's ring: two that are filled, one that is hashed, one that is written, and one
 /// so that none of them waits for another's last microsecond.
@@ -19,8 +21,11 @@ const OUTPUT: u64 = 2 << 20;
 /// Least buffer of one output.
 const MIN_OUTPUT: u64 = 256 << 10;
 
+/// Share of `--memory` that a row of blocks may take: what is wider is cut in columns.
+const WIDEST: u64 = 8;
+
 /// Buffers of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Budget {
     /// Tasks at a time.
     pub jobs: usize,
@@ -31,6 +36,26 @@ pub struct Budget {
     pub output_buffer: u64,
     /// Bytes of all buffers together.
     pub total: u64,
+    /// Most source and result bytes that stay in one window; what has more is cut in columns.
+    pub widest: u64,
+    /// Bytes of the source that are read twice, since they are encoded in columns.
+    pub read_twice: u64,
+}
+
+/// What has to stay together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Together {
+    /// What fits into the memory; rows of blocks that are wider are cut in columns.
+    Fitting,
+    /// Whole rows of blocks, however wide: they are proved or measured.
+    Blocks,
+}
+
+impl Together {
+    /// What a run of `plan` asks for.
+    pub fn of(plan: &Plan) -> Self {
+        if plan.request.prove || plan.request.report { Self::Blocks } else { Self::Fitting }
+    }
 }
 
 /// Source and result bytes of one row of a step.
@@ -42,26 +67,47 @@ pub(super) fn row_bytes(step: &Step) -> u64 {
 }
 
 /// Derives the buffers of `plan` from `memory` bytes and the `jobs` asked for (0: one a core).
-pub fn budget(plan: &Plan, memory: u64, jobs: usize) -> Result<Budget> {
-    let steps = plan.tasks.iter().flat_map(|t| &t.steps);
-    let least = steps.map(|s| row_bytes(s) * s.op.row_quantum().min(s.rows)).max().unwrap_or(0);
+pub fn budget(plan: &Plan, memory: u64, jobs: usize, together: Together) -> Result<Budget> {
+    let steps = || plan.tasks.iter().flat_map(|t| t.steps.iter().map(move |s| (t, s)));
+    let widest = match together {
+        Together::Fitting => (memory / WIDEST).max(MIN_WINDOW),
+        Together::Blocks => u64::MAX,
+    };
+    let cut = |step: &Step| least_bytes(step) > widest;
+    let least = |step: &Step| if cut(step) { least_strip_bytes(step) } else { least_bytes(step) };
+    let demanding = steps().max_by_key(|(_, step)| least(step));
     let outputs = plan.tasks.iter().map(|t| t.outputs.len() as u64).max().unwrap_or(1);
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let wanted = if jobs == 0 { cores } else { jobs };
-    let smallest = MIN_WINDOW.max(least);
-    let job = |window: u64, output: u64| SLOTS as u64 * window + outputs * output;
+    let smallest = demanding.map_or(0, |(_, step)| least(step)).max(MIN_WINDOW);
+    // A row of blocks that is cut is measured beside the ring.
+    let slots = (SLOTS + usize::from(steps().any(|(_, step)| cut(step)))) as u64;
+    let job = |window: u64, output: u64| slots.saturating_mul(window) + outputs * output;
     let most = (wanted.min(plan.tasks.len()).max(1)) as u64;
     let need = job(smallest, MIN_OUTPUT);
-    let jobs = (1..=most).rev().find(|n| memory / n >= need).ok_or_else(|| {
-        Error::new(
-            Kind::Space,
-            format!("--memory of {memory} bytes is too little: one job needs {need}"),
-        )
-        .hint(format!("allow more: --memory {}M", need.div_ceil(1 << 20)))
-    })?;
+    let jobs = (1..=most)
+        .rev()
+        .find(|n| memory / n >= need)
+        .ok_or_else(|| too_little(memory, need, demanding.filter(|_| smallest > MIN_WINDOW)))?;
     let share = memory / jobs;
-    let slot = ((share - outputs * MIN_OUTPUT) / SLOTS as u64).clamp(smallest, WINDOW.max(least));
-    let output_buffer = ((share - SLOTS as u64 * slot) / outputs.max(1)).clamp(MIN_OUTPUT, OUTPUT);
+    let slot = ((share - outputs * MIN_OUTPUT) / slots).clamp(smallest, WINDOW.max(smallest));
+    let output_buffer = ((share - slots * slot) / outputs.max(1)).clamp(MIN_OUTPUT, OUTPUT);
     let (window, total) = (slot.min(WINDOW), jobs * job(slot, output_buffer));
-    Ok(Budget { jobs: jobs as usize, window, output_buffer, total })
+    let encoded = steps().filter(|(_, s)| matches!(s.op, Op::Encode { .. }) && cut(s));
+    let read_twice = encoded.map(|(_, step)| step.read_bytes()).sum();
+    Ok(Budget { jobs: jobs as usize, window, output_buffer, total, widest, read_twice })
+}
+
+/// `demanding`: the step whose rows take so much, if it is not the number of outputs.
+fn too_little(memory: u64, need: u64, demanding: Option<(&Task, &Step)>) -> Error {
+    let message = format!("--memory of {memory} bytes is too little: one job needs {need}");
+    let error = Error::new(Kind::Space, message)
+        .hint(format!("allow more: --memory {}M", need.div_ceil(1 << 20)));
+    let target = demanding.and_then(|(task, step)| Some((task, step, step.targets.first()?)));
+    let Some((task, step, target)) = target else { return error };
+    let output = &task.outputs[target.output as usize];
+    let tensor = &output.tensors[target.tensor as usize].name;
+    let row = row_bytes(step);
+    let message = format!("{}, since a row takes {row} bytes and is not cut", error.message);
+    Error { message, ..error }.tensor(&**tensor).at(&output.path)
 }

@@ -1,27 +1,30 @@
 //! Runs a plan: tasks on plain threads, each through its own ring of slots.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 
-use super::attest::{self, Attest, Known};
-use super::budget::{Budget, budget};
-use super::fold::{Fold, TensorReport};
+use super::attest::{self, Known};
+use super::budget::{Budget, Together, budget};
+use super::fold::TensorReport;
+use super::force::reset;
+use super::identity::Identities;
 use super::jobs::run_jobs;
-use super::journal::{self, Begin, DoneRecord, Journal, PointRecord, State};
-use super::output::{Found, check_space, inspect, reset};
-use super::pipeline::{Finished, Pipeline};
+use super::journal::{self, Begin, Journal, State};
+use super::output::{Found, check_space, inspect, is_published, names_to_claim};
+use super::presence::Presence;
 use super::progress::Progress;
 use super::publish;
 use super::share::Worker;
-use super::slot::Work;
 use super::sources::Sources;
+use super::standing::{CHANGED, Standing};
 use crate::catalog::Catalog;
-use crate::error::Result;
-use crate::io::{Mode, PartWriter, small};
+use crate::error::{Error, Kind, Result};
+use crate::io::{Mode, entry, small};
 use crate::numeric::Level;
-use crate::plan::{OutputFile, Plan, Task};
+use crate::plan::{Plan, Task};
 
 /// How to run a plan; none of it changes an output byte.
 #[derive(Debug, Clone)]
@@ -48,7 +51,8 @@ pub struct Options {
     pub point_every: u64,
     /// What source files must be: their digests are made in the same pass.
     pub known: Option<Known>,
-    /// What is known of source files that are linked, which nobody reads.
+    /// What the download left about source files: part of their identity, and the digests of those
+    /// that are linked, which nobody reads.
     pub links: Known,
 }
 
@@ -76,7 +80,11 @@ pub struct Run<'a> {
     /// Digest of each task.
     pub digests: Vec<String>,
     /// For each task the source files whose digests it makes, if any are made.
-    answers: Vec<Vec<u32>>,
+    pub(super) answers: Vec<Vec<u32>>,
+    /// Which files the source's are.
+    pub(super) identities: Identities<'a>,
+    /// Tasks that another process was at when their turn came.
+    left: Mutex<BTreeSet<usize>>,
     /// Digest of the plan as requested, under which journals are kept.
     pub key: &'a str,
     /// How to run.
@@ -99,67 +107,157 @@ impl<'a> Run<'a> {
             Some(_) => attest::answers(catalog, &plan.tasks),
             None => Vec::new(),
         };
-        Self { catalog, plan, digests, answers, key, options, progress }
+        let identities = Identities::new(catalog, &options.links);
+        let left = Mutex::default();
+        Self { catalog, plan, digests, answers, identities, left, key, options, progress }
     }
 
     pub(super) fn output(&self) -> &Path {
         &self.options.output
     }
 
+    pub(super) fn sources(&self, task: &Task) -> Result<Sources<'_>> {
+        Sources::open(self.catalog, task, self.options.io, self.progress)
+    }
+
+    /// What is in the output folder.
+    pub(super) fn inspect(&self) -> Result<Found> {
+        inspect(self.output(), self.key, &self.plan.digest(), Some(&self.identities))
+    }
+
     /// Runs this worker's share and publishes if it was the last.
     pub fn execute(&self) -> Result<(Outcome, Vec<TensorReport>)> {
-        let budget = budget(self.plan, self.options.memory, self.options.jobs)?;
-        let digest = self.plan.digest();
-        let ours = || matches!(inspect(self.output(), self.key, &digest), Ok(Found::Resumable(_)));
-        if !self.options.resume || (self.options.force && !ours()) {
-            reset(self.output())?;
-        }
-        let mut state = match inspect(self.output(), self.key, &digest)? {
-            Found::Complete => {
-                // A run that died after the manifest and before this left its journals.
-                small::remove_folder(&journal::folder(self.output()))?;
-                return Ok((Outcome::AlreadyComplete, Vec::new()));
-            }
+        let budget =
+            budget(self.plan, self.options.memory, self.options.jobs, Together::of(self.plan))?;
+        let mut state = match self.prepare()? {
+            Found::Complete => return self.already_complete(),
             Found::Resumable(state) => state,
         };
-        let here = place(self.catalog);
-        state.drop_stale(self, self.output(), &here);
-        let remaining = self.remaining(&state);
+        let remaining = self.remaining(&mut state)?;
         let tasks: Vec<&Task> = remaining.iter().map(|i| &self.plan.tasks[*i]).collect();
         self.refuse_far_links()?;
-        check_space(
-            self.output(),
-            self.catalog,
-            &tasks,
-            self.plan.sidecars.iter().map(|s| s.size).sum(),
-        )?;
+        let small_files = self.plan.sidecars.iter().map(|s| s.size).sum();
+        check_space(self.output(), self.catalog, &tasks, small_files)?;
+        let names = names_to_claim(self.output(), self.plan, &tasks, &state)?;
         small::create_folder(self.output())?;
         if !small::sync_folder(self.output())? {
             self.progress.note(format!("{}: {}", self.output().display(), publish::UNSYNCED));
         }
-        let begin = Begin { plan: self.key.to_owned(), place: here };
+        let presence = Presence::enter(self.output())?;
+        if is_published(self.output())? {
+            // Another worker has published since the folder was looked at.
+            drop(presence);
+            return self.already_complete();
+        }
+        let begin = Begin { plan: self.key.to_owned() };
         let journal = Journal::open(self.output(), self.options.worker, &begin)?;
+        if !names.is_empty() {
+            journal.claim(names)?;
+        }
         self.count(&state, &remaining);
         run_jobs(budget.jobs, remaining, self.progress, |index| {
             self.run_task(index, &budget, &journal, &state)
         })?;
+        drop(journal);
+        presence.leave()?;
+        self.conclude(&presence)
+    }
+
+    /// Looks at all records, and publishes if nothing is missing.
+    fn conclude(&self, presence: &Presence) -> Result<(Outcome, Vec<TensorReport>)> {
         let mut state = State::read(self.output())?;
-        state.drop_stale(self, self.output(), &place(self.catalog));
-        let outcome = publish::finish_if_last(self, &state)?;
+        if state.plan.is_none() && is_published(self.output())? {
+            return Ok((Outcome::Complete, Vec::new()));
+        }
+        self.settle(&mut state)?;
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let undone = left.into_iter().filter(|i| !state.done.contains_key(&self.digests[*i]));
+        let undone: Vec<String> = undone.map(|i| self.plan.tasks[i].name.clone()).collect();
+        if !undone.is_empty() {
+            let message =
+                format!("another process is writing {} files of this share", undone.len());
+            return Err(Error::new(Kind::Foreign, message)
+                .at(self.output())
+                .details(undone)
+                .hint("everything else is done; run the same command again when it has ended"));
+        }
+        let outcome = publish::finish_if_last(self, &state, presence)?;
         let done = self.digests.iter().filter_map(|d| state.done.get(d));
-        Ok((outcome, done.flat_map(|(d, _)| d.reports.clone()).collect()))
+        Ok((outcome, done.flat_map(|d| d.reports.clone()).collect()))
+    }
+
+    /// Looks at the output folder, and empties it where that was asked for.
+    fn prepare(&self) -> Result<Found> {
+        let found = self.inspect();
+        let ours = matches!(found, Ok(Found::Resumable(_)));
+        if self.options.force && !ours || !self.options.resume && found.is_ok() {
+            reset(self.output(), self.plan)?;
+            return self.inspect();
+        }
+        found
+    }
+
+    /// Publishes what all workers have done, after a look at it (`run --finish`).
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] if tasks are missing, [`Kind::Foreign`] if workers are still at work.
+    pub fn finish_by_hand(&self) -> Result<Outcome> {
+        let mut state = match self.inspect()? {
+            Found::Complete => return self.already_complete().map(|(outcome, _)| outcome),
+            Found::Resumable(state) => state,
+        };
+        let alone = if state.plan.is_some() { Some(Presence::alone(self.output())?) } else { None };
+        self.settle(&mut state)?;
+        let finished = publish::finish(self, &state);
+        drop(alone);
+        finished
+    }
+
+    fn already_complete(&self) -> Result<(Outcome, Vec<TensorReport>)> {
+        // A run that died after the manifest and before this left its journals.
+        if entry::exists(&journal::folder(self.output()))? {
+            match Presence::alone(self.output()) {
+                Ok(_alone) => journal::remove(self.output(), |_| true)?,
+                Err(busy) if busy.kind == Kind::Foreign => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((Outcome::AlreadyComplete, Vec::new()))
     }
 
     /// Records that `tensor` is kept unquantised for its NaN or infinity.
     pub fn keep(&self, tensor: &str) -> Result<()> {
-        let begin = Begin { plan: self.key.to_owned(), place: place(self.catalog) };
+        let begin = Begin { plan: self.key.to_owned() };
         Journal::open(self.output(), self.options.worker, &begin)?.kept(tensor)
     }
 
-    /// Tasks of this worker's share that are not done.
-    fn remaining(&self, state: &State) -> VecDeque<usize> {
+    /// Tasks of this worker's share that are not done, as far as a look at times and samples tells;
+    /// what surely does not hold is forgotten.
+    fn remaining(&self, state: &mut State) -> Result<VecDeque<usize>> {
+        if !state.unreadable.is_empty() {
+            let names = state.unreadable.join(", ");
+            self.progress.note(format!("{names}: records that cannot be read are passed over"));
+        }
         let share = self.options.worker.tasks(self.plan);
-        share.into_iter().filter(|i| !state.done.contains_key(&self.digests[*i])).collect()
+        self.refuse_other_sources(state, &share)?;
+        let mut remaining = VecDeque::new();
+        for index in share {
+            let (task, digest) = (&self.plan.tasks[index], &self.digests[index]);
+            let Some(done) = state.done.get(digest) else {
+                remaining.push_back(index);
+                continue;
+            };
+            match self.judge(task, done)? {
+                Standing::Stands => continue,
+                Standing::Doubtful => {}
+                Standing::Gone | Standing::OtherSource => {
+                    self.progress.note(format!("{}: {CHANGED}", task.name));
+                    state.done.remove(digest);
+                }
+            }
+            remaining.push_back(index);
+        }
+        Ok(remaining)
     }
 
     fn count(&self, state: &State, remaining: &VecDeque<usize>) {
@@ -169,41 +267,12 @@ impl<'a> Run<'a> {
         let left: u64 = remaining.iter().map(bytes).sum();
         self.progress.begin_counting(total, total - left);
         for i in remaining {
-            if let Some((point, _)) = state.points.get(&self.digests[*i]) {
-                self.progress.add_resumed(point.fold.outputs.iter().map(|o| o.length).sum());
+            if let Some(point) = state.points.get(&self.digests[*i]) {
+                let length =
+                    point.fold.outputs.iter().fold(0, |sum: u64, o| sum.saturating_add(o.length));
+                self.progress.add_resumed(length.min(bytes(i)));
             }
         }
-    }
-
-    /// Writers for a task's outputs, from where the fold stands.
-    fn writers(
-        &self,
-        task: &Task,
-        fold: &Fold,
-        fresh: bool,
-        budget: &Budget,
-    ) -> Result<Vec<PartWriter>> {
-        let open = |(output, length): (&OutputFile, u64)| {
-            let position = if fresh { 0 } else { length };
-            let path = self.output().join(&output.path);
-            let buffer = budget.output_buffer as usize;
-            PartWriter::open(&path, output.size, self.options.io, buffer, position)
-        };
-        task.outputs.iter().zip(fold.lengths()).map(open).collect()
-    }
-
-    /// Digests of the source files that a task answers for.
-    pub(super) fn attest<'s>(
-        &'s self,
-        index: usize,
-        sources: &'s Sources<'s>,
-        state: &State,
-    ) -> Result<Option<Attest<'s>>> {
-        let Some(known) = &self.options.known else { return Ok(None) };
-        let point = state.points.get(&self.digests[index]);
-        let saved = point.map_or(&[][..], |(point, _)| &point.fold.sources);
-        let reread = &self.progress.reread;
-        Attest::new(sources, known, &self.answers[index], saved, reread).map(Some)
     }
 
     fn run_task(
@@ -215,79 +284,28 @@ impl<'a> Run<'a> {
     ) -> Result<()> {
         let task = &self.plan.tasks[index];
         self.progress.begin(&task.name);
-        let sources = Sources::open(self.catalog, task, self.options.io, self.progress)?;
-        let done = match self.link(index, &sources, state)? {
-            Some(linked) => linked,
+        if let Some(done) = state.done.get(&self.digests[index]) {
+            self.progress.note(format!("{}: touched since; its bytes are compared", task.name));
+            if let Some(proved) = self.prove(task, done)? {
+                self.progress.add_resumed(task.written());
+                journal.done(proved)?;
+                self.progress.end(&task.name);
+                return Ok(());
+            }
+            self.progress.note(format!("{}: {CHANGED}", task.name));
+        }
+        let sources = self.sources(task)?;
+        let done = match self.link(index, &sources)? {
+            Some(linked) => Some(linked),
             None => self.write(index, &sources, budget, journal, state)?,
         };
-        journal.done(done)?;
+        match done {
+            Some(done) => journal.done(done)?,
+            None => {
+                self.left.lock().unwrap_or_else(PoisonError::into_inner).insert(index);
+            }
+        }
         self.progress.end(&task.name);
         Ok(())
     }
-
-    /// Writes the outputs of a task.
-    fn write(
-        &self,
-        index: usize,
-        sources: &Sources,
-        budget: &Budget,
-        journal: &Journal,
-        state: &State,
-    ) -> Result<DoneRecord> {
-        let task = &self.plan.tasks[index];
-        let digest = &self.digests[index];
-        let (fold, headers) = match state.points.get(digest) {
-            Some((point, _)) => (Fold::resume(task, point.fold.clone())?, Vec::new()),
-            None => Fold::new(task)?,
-        };
-        let fresh = !headers.is_empty();
-        let writers = self.writers(task, &fold, fresh, budget)?;
-        let record = |fold| {
-            journal.point(PointRecord { task: digest.clone(), sources: sources.stamps(), fold })
-        };
-        let pipeline = Pipeline {
-            work: Work {
-                catalog: self.catalog,
-                task,
-                sources,
-                level: self.options.level,
-                prove: self.plan.request.prove,
-                report: self.plan.request.report,
-            },
-            budget: *budget,
-            point_every: self.options.point_every,
-            progress: self.progress,
-            record: &record,
-        };
-        let attest = self.attest(index, sources, state)?;
-        let Finished { outputs, reports, sinks, verified } =
-            pipeline.run(fold, headers, writers, attest)?;
-        sources.check_unchanged()?;
-        let mut mtimes_ns = Vec::with_capacity(outputs.len());
-        for (mut writer, output) in sinks.into_iter().zip(&outputs) {
-            writer.complete()?;
-            if self.options.paranoid {
-                publish::compare_on_disk(self.output(), output)?;
-            }
-            let path = writer.path().to_path_buf();
-            writer.publish()?;
-            mtimes_ns.push(small::size_and_mtime(&path).map_or(0, |(_, mtime)| mtime));
-        }
-        Ok(DoneRecord {
-            task: digest.clone(),
-            sources: sources.stamps(),
-            outputs,
-            mtimes_ns,
-            verified,
-            reports,
-        })
-    }
-}
-
-/// Source folder and host: only there do the times of source files mean anything.
-pub fn place(catalog: &Catalog) -> String {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let path = catalog.root.path();
-    let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    format!("{host}:{}", path.display())
 }

@@ -18,6 +18,7 @@ use super::window::{Position, Window};
 use crate::error::{Error, Result};
 use crate::header;
 use crate::io::link::Linked;
+use crate::io::{AlignedBuf, SourceFile, read_ahead};
 use crate::numeric::ErrorStats;
 use crate::plan::{OutputFile, Task};
 
@@ -46,16 +47,19 @@ pub struct SavedFold {
 }
 
 /// State of one output.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedOutput {
     /// Bytes taken so far.
     pub length: u64,
     sha256: String,
-    tensor: usize,
-    tensor_bytes: u64,
+    /// Tensor that is being filled.
+    pub(super) tensor: usize,
+    /// How far it is filled.
+    pub(super) tensor_bytes: u64,
     xxh3: Xxh3,
     digests: Vec<String>,
-    deferred: BTreeMap<u32, String>,
+    /// Scales that wait for their tensors, base64.
+    pub(super) deferred: BTreeMap<u32, String>,
 }
 
 struct OutputFold<'a> {
@@ -144,7 +148,7 @@ impl<'a> Fold<'a> {
         }
         slot.pieces = all;
         self.take_stats(window, slot);
-        self.position = window.next();
+        self.position = window.next;
         Ok(())
     }
 
@@ -219,12 +223,34 @@ impl<'a> OutputFold<'a> {
             if self.tensor_bytes < tensor.bytes() {
                 break;
             }
-            self.digests.push(format!("{:032x}", self.xxh3.digest()));
-            self.xxh3 = Xxh3::default();
-            self.tensor += 1;
-            self.tensor_bytes = 0;
+            self.close();
         }
         Ok(())
+    }
+
+    /// Ends the current tensor.
+    fn close(&mut self) {
+        self.digests.push(format!("{:032x}", self.xxh3.digest()));
+        self.xxh3 = Xxh3::default();
+        self.tensor += 1;
+        self.tensor_bytes = 0;
+    }
+
+    /// Takes bytes of a file that was written, whichever tensors they belong to.
+    fn take_written(&mut self, mut bytes: &[u8]) -> Result<()> {
+        loop {
+            let due = self.file.tensors.get(self.tensor).map_or(u64::MAX, header::Entry::bytes);
+            if self.tensor_bytes == due {
+                self.close();
+            } else if bytes.is_empty() {
+                return Ok(());
+            } else {
+                let (now, rest) =
+                    bytes.split_at((due - self.tensor_bytes).min(bytes.len() as u64) as usize);
+                self.feed(now)?;
+                bytes = rest;
+            }
+        }
     }
 
     fn save(&self) -> SavedOutput {
@@ -254,7 +280,44 @@ impl<'a> OutputFold<'a> {
     }
 }
 
+/// The state of an output whose first `length` bytes are on the disk, made again of these bytes:
+/// what a point of the journal must say, but for scales that wait. `None` if they do not begin as
+/// the output does.
+///
+/// # Errors
+/// Those of reading, and [`Kind::Cancelled`](crate::error::Kind::Cancelled).
+pub(super) fn recount(
+    output: &OutputFile,
+    part: &SourceFile,
+    length: u64,
+    stopped: impl Fn() -> bool,
+) -> Result<Option<SavedOutput>> {
+    let header = output.header()?;
+    let mut buffer = AlignedBuf::default();
+    let mut fold = OutputFold::new(output);
+    let first = part.read(&mut buffer, 0, header.len())?;
+    if length < header.len() as u64 || buffer.bytes()[first] != header {
+        return Ok(None);
+    }
+    fold.sha256.update(&header);
+    fold.length = header.len() as u64;
+    fold.take_written(&[])?;
+    read_ahead(part, fold.length..length, stopped, |bytes| fold.take_written(bytes))?;
+    Ok(Some(fold.save()))
+}
+
 impl SavedOutput {
+    /// Whether it holds scales that are in no file yet.
+    pub fn has_waiting(&self) -> bool {
+        !self.deferred.is_empty()
+    }
+
+    /// Whether `recounted`, made of the bytes on the disk, is this state but for what waits.
+    pub(super) fn is(&self, recounted: &Self) -> bool {
+        let waiting = Self { deferred: self.deferred.clone(), ..recounted.clone() };
+        *self == waiting
+    }
+
     fn load(self, file: &OutputFile) -> Result<OutputFold<'_>> {
         let decode = |(tensor, text): (u32, String)| {
             let bytes = BASE64.decode(text);

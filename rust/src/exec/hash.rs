@@ -63,12 +63,36 @@ const SECRET: [u8; 192] = [
 /// Algorithm: the XXH3 specification, section "XXH3 Algorithm (for large inputs)". Blocks of
 /// 1,024 bytes are folded into eight lanes as soon as a further byte is known to follow; up to one
 /// block and the 64 bytes before it are kept, which is what the final step needs.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "SavedXxh3")]
 pub struct Xxh3 {
     lanes: [u64; 8],
     pending: Vec<u8>,
     before: Vec<u8>,
     total: u64,
+}
+
+/// A state as it is read, before anybody knows whether it can be one.
+#[derive(Deserialize)]
+struct SavedXxh3 {
+    lanes: [u64; 8],
+    pending: Vec<u8>,
+    before: Vec<u8>,
+    total: u64,
+}
+
+impl TryFrom<SavedXxh3> for Xxh3 {
+    type Error = &'static str;
+
+    fn try_from(saved: SavedXxh3) -> std::result::Result<Self, Self::Error> {
+        let SavedXxh3 { lanes, pending, before, total } = saved;
+        let kept = total.checked_sub(1).map_or(0, |last| last % BLOCK as u64 + 1);
+        let folded = if total > BLOCK as u64 { STRIPE } else { 0 };
+        if (pending.len() as u64, before.len()) != (kept, folded) {
+            return Err("no state of XXH3: its lengths are not those of so many bytes");
+        }
+        Ok(Self { lanes, pending, before, total })
+    }
 }
 
 impl Default for Xxh3 {
@@ -202,6 +226,27 @@ mod tests {
                 hash = serde_json::from_str(&serde_json::to_string(&hash).unwrap()).unwrap();
             }
             prop_assert_eq!(hash.digest(), xxh3_128(&bytes));
+        }
+    }
+
+    #[test]
+    fn what_is_no_state_is_not_restored() {
+        let mut hash = Xxh3::default();
+        hash.update(&[7; 3000]);
+        let saved = serde_json::to_value(&hash).unwrap();
+        assert_eq!(serde_json::from_value::<Xxh3>(saved.clone()).unwrap(), hash);
+        let others = [
+            ("pending", serde_json::json!([])),
+            ("pending", serde_json::json!(vec![7; BLOCK + 1])),
+            ("before", serde_json::json!([7])),
+            ("total", serde_json::json!(u64::MAX)),
+            ("total", serde_json::json!(0)),
+            ("lanes", serde_json::json!([1, 2])),
+        ];
+        for (field, value) in others {
+            let mut other = saved.clone();
+            other[field] = value;
+            assert!(serde_json::from_value::<Xxh3>(other).is_err(), "{field}");
         }
     }
 

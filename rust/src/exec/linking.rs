@@ -8,11 +8,13 @@ use std::sync::atomic::Ordering;
 use super::attest::Attest;
 use super::executor::Run;
 use super::fold::DoneOutput;
-use super::journal::{DoneRecord, State};
-use super::sources::Sources;
+use super::journal::DoneRecord;
+use super::sources::{Agreement, Sources};
+use super::standing::{Standing, unseen};
 use crate::error::{Error, Result};
-use crate::io::link::{Link, is_near};
+use crate::io::link::{Link, Linked, is_near};
 use crate::io::{link, small};
+use crate::plan::Task;
 use crate::plan::data::LinkedTask;
 
 impl Run<'_> {
@@ -22,7 +24,8 @@ impl Run<'_> {
             let (name, _) = self.catalog.file(link.shard);
             let path = self.catalog.root.resolve(name)?;
             let asked = matches!(link.mode, Link::Hardlink | Link::Reflink);
-            if asked && path.is_some_and(|p| !is_near(&p, self.output(), link.mode)) {
+            let near = path.map_or(Ok(true), |path| is_near(&path, self.output(), link.mode))?;
+            if asked && !near {
                 let kind = format!("{:?}", link.mode).to_lowercase();
                 return Err(Error::impossible(format!(
                     "{name} lies on another file system than the output, where no {kind} leads"
@@ -35,12 +38,7 @@ impl Run<'_> {
     }
 
     /// Links the outputs of a task; `None` if they have to be copied.
-    pub(super) fn link(
-        &self,
-        index: usize,
-        sources: &Sources,
-        state: &State,
-    ) -> Result<Option<DoneRecord>> {
+    pub(super) fn link(&self, index: usize, sources: &Sources) -> Result<Option<DoneRecord>> {
         let task = &self.plan.tasks[index];
         let Some(link) = task.link else { return Ok(None) };
         let (name, _) = self.catalog.file(link.shard);
@@ -56,8 +54,7 @@ impl Run<'_> {
             };
             linked.push(kind);
         }
-        let verified =
-            self.attest(index, sources, state)?.map_or(Ok(Vec::new()), Attest::finish)?;
+        let verified = self.attest(index, sources, None)?.map_or(Ok(Vec::new()), Attest::finish)?;
         let known = self.options.links.sha256.get(name).cloned();
         let sha256 = verified.iter().find(|v| v.name == name).map(|v| v.sha256.clone()).or(known);
         for kind in &linked {
@@ -70,13 +67,15 @@ impl Run<'_> {
             tensors: Vec::new(),
             linked: Some(kind),
         });
-        let times =
-            task.outputs.iter().map(|o| small::size_and_mtime(&self.output().join(&o.path)));
+        let stamp = |o: &crate::plan::OutputFile| {
+            let found = small::stamp(&self.output().join(&o.path))?;
+            Ok(found.unwrap_or_else(|| unseen(o.size)))
+        };
         Ok(Some(DoneRecord {
             task: self.digests[index].clone(),
-            sources: sources.stamps(),
+            sources: sources.stamps(&self.identities)?,
             outputs: outputs.collect(),
-            mtimes_ns: times.map(|t| t.map_or(0, |(_, mtime)| mtime)).collect(),
+            stamps: task.outputs.iter().map(stamp).collect::<Result<_>>()?,
             verified,
             reports: Vec::new(),
         }))
@@ -88,4 +87,32 @@ impl Run<'_> {
         let named = |l: LinkedTask| known.contains_key(self.catalog.file(l.shard).0);
         self.plan.tasks.iter().filter_map(|t| t.link).any(named)
     }
+}
+
+/// Whether linked outputs still are their source's file: a hard link and a symbolic one by being it,
+/// whatever its times, a reflink by nobody having touched either side.
+pub(super) fn judge(
+    run: &Run,
+    task: &Task,
+    done: &DoneRecord,
+    sources: Agreement,
+) -> Result<Standing> {
+    let Some(link) = task.link else { return Ok(Standing::Gone) };
+    let Some(source) = run.catalog.root.resolve(run.catalog.file(link.shard).0)? else {
+        return Ok(Standing::Gone);
+    };
+    for (output, stamp) in done.outputs.iter().zip(&done.stamps) {
+        let path = run.output().join(&output.path);
+        let stands = match output.linked {
+            Some(Linked::Hardlink | Linked::Symlink) => link::is_same_file(&source, &path)?,
+            _ => {
+                sources == Agreement::Untouched
+                    && small::stamp(&path)?.is_some_and(|found| found.is_same(*stamp))
+            }
+        };
+        if !stands {
+            return Ok(Standing::Gone);
+        }
+    }
+    Ok(Standing::Stands)
 }

@@ -15,6 +15,7 @@ use super::executor::Run;
 use super::figures::Figures;
 use super::fold::{DoneOutput, TensorReport};
 use super::hash::hex;
+use super::identity::SourceFile;
 use super::journal::{DoneRecord, State};
 use super::publish::UNSYNCED;
 use crate::dtype::Dtype;
@@ -62,6 +63,8 @@ struct Source<'a> {
     config: Option<&'a str>,
     /// The index as it was: zlib, base64.
     index: Option<String>,
+    /// Its files, told from others with the same headers.
+    files: Vec<SourceFile>,
     shards: Vec<SourceShard<'a>>,
 }
 
@@ -135,7 +138,7 @@ impl<'a> Manifest<'a> {
         let (mut files, mut errors) = (Vec::new(), Vec::new());
         let known_by = run.options.links.origin.as_str();
         for (task, digest) in run.plan.tasks.iter().zip(&run.digests) {
-            let (done, _) = state
+            let done = state
                 .done
                 .get(digest)
                 .ok_or_else(|| Error::internal("a task is not in the journal").at(&task.name))?;
@@ -267,7 +270,8 @@ fn source<'a>(run: &Run<'a>, verified: &'a [Verified]) -> Result<Source<'a>> {
     let index = run.catalog.raw_index.as_deref().map(compressed).transpose()?;
     let config = run.catalog.config_text.as_deref();
     let verified_by = run.options.known.as_ref().map(|known| known.origin.clone());
-    Ok(Source { digest: &run.plan.catalog_digest, verified_by, config, index, shards })
+    let files = run.identities.all()?;
+    Ok(Source { digest: &run.plan.catalog_digest, verified_by, config, index, files, shards })
 }
 
 fn compressed(bytes: &[u8]) -> Result<String> {

@@ -4,36 +4,40 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::executor::Run;
+use super::identity::{Identities, SourceFile};
 use super::journal::{self, State};
-use super::sources::{agree, current_stamps};
-use crate::catalog::{Catalog, MANIFEST};
+use super::publish::SUMS;
+use crate::catalog::{Catalog, MANIFEST, MAX_MANIFEST};
 use crate::error::{Error, Kind, Result};
 use crate::io::link::is_near;
-use crate::io::{PART_SUFFIX, Root, small};
+use crate::io::{Entry, EntryKind, PART_SUFFIX, small};
 use crate::plan::{Plan, Task};
-
-/// Longest manifest that is read; Ling-1T's has some 30 MB.
-const MAX_MANIFEST: u64 = 1 << 30;
-
-/// Outputs lie this many folders deep: those of stages, and those of remote code in them.
-const FOLDERS: usize = 3;
 
 /// What of a manifest tells whether an output is complete.
 #[derive(Debug, Deserialize)]
-struct ManifestHead {
+pub(super) struct ManifestHead {
     plan: String,
     /// Digest of the plan as requested, before tensors were kept for their NaN or infinity.
     requested: String,
-    files: Vec<ListedFile>,
     #[serde(default)]
-    sidecars: Vec<ListedFile>,
+    source: SourceHead,
+    pub(super) files: Vec<ListedFile>,
+    #[serde(default)]
+    pub(super) sidecars: Vec<ListedFile>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct SourceHead {
+    #[serde(default)]
+    files: Vec<SourceFile>,
 }
 
 #[derive(Debug, Deserialize)]
-struct ListedFile {
-    path: String,
-    size: u64,
+pub(super) struct ListedFile {
+    pub(super) path: String,
+    pub(super) size: u64,
+    #[serde(default)]
+    pub(super) sha256: Option<String>,
 }
 
 /// What is in the output folder.
@@ -48,8 +52,13 @@ pub enum Found {
 /// Looks at the output folder. [`Kind::Foreign`] if it is not ours to write.
 ///
 /// `key` is the digest of the plan as requested, under which journals are kept; `digest` is that of
-/// the plan about to run.
-pub fn inspect(output: &Path, key: &str, digest: &str) -> Result<Found> {
+/// the plan about to run. With `identities` a complete output is held against the source's.
+pub fn inspect(
+    output: &Path,
+    key: &str,
+    digest: &str,
+    identities: Option<&Identities>,
+) -> Result<Found> {
     let foreign =
         |what: &str, hint: &str| Err(Error::new(Kind::Foreign, what).at(output).hint(hint));
     check_folder(output)?;
@@ -60,11 +69,15 @@ pub fn inspect(output: &Path, key: &str, digest: &str) -> Result<Found> {
                 "choose another folder with -o, or replace this one with --force",
             );
         }
-        let listed = manifest.files.iter().chain(&manifest.sidecars);
-        let wrong: Vec<String> = listed
-            .filter(|f| small::size(&output.join(&f.path)) != Some(f.size))
-            .map(|f| f.path.clone())
-            .collect();
+        if let Some(identities) = identities {
+            same_source(output, &manifest.source.files, identities)?;
+        }
+        let mut wrong = Vec::new();
+        for file in manifest.files.iter().chain(&manifest.sidecars) {
+            if small::size(&output.join(&file.path))? != Some(file.size) {
+                wrong.push(file.path.clone());
+            }
+        }
         if wrong.is_empty() {
             return Ok(Found::Complete);
         }
@@ -85,9 +98,10 @@ pub fn inspect(output: &Path, key: &str, digest: &str) -> Result<Found> {
                 "finish that run, choose another folder with -o, or replace this one with --force",
             );
         }
+        // What a process left that died before its first record.
+        None if Entry::find(output, journal::FOLDER)?.is_some() => {}
         None => {
-            let names = small::list(output)?;
-            if names.iter().any(|name| name != journal::FOLDER) {
+            if !small::list(output)?.is_empty() {
                 return foreign(
                     "the output folder is not empty and was not written by lingconv",
                     "choose another folder with -o; lingconv never overwrites what it did not write",
@@ -98,58 +112,84 @@ pub fn inspect(output: &Path, key: &str, digest: &str) -> Result<Found> {
     Ok(Found::Resumable(Box::new(state)))
 }
 
-fn check_folder(output: &Path) -> Result<()> {
-    if output.exists() && !output.is_dir() {
+/// A complete output counts only for the source it was made of.
+fn same_source(output: &Path, files: &[SourceFile], identities: &Identities) -> Result<()> {
+    let changed = identities.changed(files)?;
+    if changed.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Foreign, "the output folder holds the result of another source")
+        .at(output)
+        .details(changed)
+        .hint("choose another folder with -o, or replace this one with --force"))
+}
+
+/// [`Kind::Foreign`] if the output is no folder, or its folder for journals is none of ours.
+pub(super) fn check_folder(output: &Path) -> Result<()> {
+    if crate::io::entry::exists(output)? && !small::is_folder(output)? {
         return Err(Error::new(Kind::Foreign, "the output exists and is not a folder")
             .at(output)
             .hint("choose another name with -o"));
     }
-    Ok(())
+    let journals = output.join(journal::FOLDER);
+    match Entry::find(output, journal::FOLDER)? {
+        Some(entry) if entry.kind != EntryKind::Other || !small::is_folder(&journals)? => {
+            Err(Error::new(Kind::Foreign, "a file or link lies where the journals go")
+                .at(journals)
+                .hint("choose another folder with -o"))
+        }
+        _ => Ok(()),
+    }
 }
 
-/// Empties an output folder that holds a manifest or a journal (`--force`), or forgets the
-/// journal of an unfinished run (`--no-resume`). Files that lingconv did not write stay.
-pub fn reset(output: &Path) -> Result<()> {
-    check_folder(output)?;
-    let manifest = read_manifest(output)?;
-    let state = State::read(output)?;
-    if manifest.is_none() && state.plan.is_none() {
-        return Ok(());
-    }
-    for name in small::list(&journal::folder(output))? {
-        if name.starts_with("journal.") {
-            // Fails if another process is at work here.
-            small::open_locked(&journal::folder(output).join(name))?;
-        }
-    }
-    let mut written: Vec<String> = state
-        .done
-        .values()
-        .flat_map(|(done, _)| done.outputs.iter().map(|o| o.path.clone()))
-        .collect();
-    if let Some(manifest) = manifest {
-        written.extend(manifest.files.into_iter().chain(manifest.sidecars).map(|f| f.path));
-        written.extend([MANIFEST.to_owned(), super::publish::SUMS.to_owned()]);
-    }
-    let names = if output.exists() { Root::open(output)?.names(FOLDERS)? } else { Vec::new() };
-    written.extend(names.into_iter().filter(|name| name.ends_with(PART_SUFFIX)));
-    for name in &written {
-        crate::io::root::check_name(name)?;
-        small::remove(&output.join(name))?;
-    }
-    for folder in written.iter().filter_map(|name| Path::new(name).parent()) {
-        if !folder.as_os_str().is_empty() {
-            small::remove_empty(&output.join(folder));
-        }
-    }
-    small::remove_folder(&journal::folder(output))
+/// A file that lingconv did not write has the name of an output.
+pub(super) fn foreign_file(output: &Path, name: &str) -> Error {
+    Error::new(Kind::Foreign, "a file that lingconv did not write lies where an output goes")
+        .at(output.join(name))
+        .hint("move it away, or choose another folder with -o")
 }
 
-fn read_manifest(output: &Path) -> Result<Option<ManifestHead>> {
-    let path = output.join(MANIFEST);
-    if small::size(&path).is_none() {
+/// Names that the runs of `tasks` will give to files, the small ones of `plan` included.
+/// [`Kind::Foreign`] if something has one of them that no run of this output made.
+pub(super) fn names_to_claim(
+    output: &Path,
+    plan: &Plan,
+    tasks: &[&Task],
+    state: &State,
+) -> Result<Vec<String>> {
+    let data = tasks.iter().flat_map(|t| &t.outputs).map(|o| o.path.as_str());
+    let small = plan.sidecars.iter().map(|s| s.path.as_str()).chain([SUMS, MANIFEST]);
+    let names: Vec<&str> = data.chain(small).collect();
+    for name in &names {
+        let part = format!("{name}{PART_SUFFIX}");
+        for (name, is_part) in [((*name).to_owned(), false), (part, true)] {
+            let Some(entry) = Entry::find(output, &name)? else { continue };
+            // We make files and links, never folders or pipes; and never a link that waits for its
+            // name.
+            let ours = match entry.kind {
+                EntryKind::File => true,
+                EntryKind::Link => !is_part,
+                EntryKind::Other => false,
+            };
+            if !ours || !state.is_claimed(&name) {
+                return Err(foreign_file(output, &name));
+            }
+        }
+    }
+    let new = names.into_iter().filter(|name| !state.claims.contains(*name));
+    Ok(new.map(str::to_owned).collect())
+}
+
+/// Whether an output has its manifest.
+pub(crate) fn is_published(output: &Path) -> Result<bool> {
+    small::is_file(&output.join(MANIFEST))
+}
+
+pub(super) fn read_manifest(output: &Path) -> Result<Option<ManifestHead>> {
+    if !is_published(output)? {
         return Ok(None);
     }
+    let path = output.join(MANIFEST);
     let bytes = small::read(&path, MAX_MANIFEST)?;
     serde_json::from_slice(&bytes).map(Some).map_err(|e| {
         Error::new(Kind::Foreign, format!("unreadable manifest: {e}"))
@@ -158,52 +198,32 @@ fn read_manifest(output: &Path) -> Result<Option<ManifestHead>> {
     })
 }
 
-impl State {
-    /// Forgets what no longer holds: tasks whose source files changed since, and files that are
-    /// not what was recorded. Says so.
-    pub fn drop_stale(&mut self, run: &Run, output: &Path, here: &str) {
-        for (task, digest) in run.plan.tasks.iter().zip(&run.digests) {
-            let changed = |place: &str, sources: &[super::sources::SourceStamp]| {
-                place == here && !agree(sources, &current_stamps(run.catalog, task))
-            };
-            let stale_done = self
-                .done
-                .get(digest)
-                .is_some_and(|(done, place)| changed(place, &done.sources) || !done.stands(output));
-            let stale_point = self
-                .points
-                .get(digest)
-                .is_some_and(|(point, place)| changed(place, &point.sources));
-            if stale_done || stale_point {
-                self.done.remove(digest);
-                self.points.remove(digest);
-                run.progress.note(format!(
-                    "{}: its source or output changed; it has to be written again",
-                    task.name
-                ));
-            }
+/// Bytes that the whole of `plan` still takes on the disk of `output`.
+pub fn needed(output: &Path, catalog: &Catalog, plan: &Plan) -> Result<u64> {
+    let tasks: Vec<&Task> = plan.tasks.iter().collect();
+    let small_files: u64 = plan.sidecars.iter().map(|s| s.size).sum();
+    Ok(bytes_to_come(output, catalog, &tasks)? + small_files)
+}
+
+fn bytes_to_come(output: &Path, catalog: &Catalog, tasks: &[&Task]) -> Result<u64> {
+    // Where linking is refused although both lie on one file system, a full disk is an error midway.
+    let is_linked = |task: &Task| {
+        let Some(link) = task.link else { return Ok(false) };
+        let path = catalog.root.resolve(catalog.file(link.shard).0)?;
+        path.map_or(Ok(false), |path| is_near(&path, output, link.mode))
+    };
+    let mut bytes = 0;
+    for task in tasks {
+        if is_linked(task)? {
+            continue;
+        }
+        for planned in &task.outputs {
+            let path = output.join(&planned.path);
+            let held = allocated(&path)? + allocated(&small::part_path(&path))?;
+            bytes += planned.size.saturating_sub(held);
         }
     }
-}
-
-/// Bytes that the whole of `plan` still takes on the disk of `output`.
-pub fn needed(output: &Path, catalog: &Catalog, plan: &Plan) -> u64 {
-    let tasks: Vec<&Task> = plan.tasks.iter().collect();
-    bytes_to_come(output, catalog, &tasks) + plan.sidecars.iter().map(|s| s.size).sum::<u64>()
-}
-
-fn bytes_to_come(output: &Path, catalog: &Catalog, tasks: &[&Task]) -> u64 {
-    // Where linking is refused although both lie on one file system, a full disk is an error midway.
-    let is_linked = |task: &&&Task| {
-        let path = |shard| catalog.root.resolve(catalog.file(shard).0).ok().flatten();
-        task.link.is_some_and(|l| path(l.shard).is_some_and(|p| is_near(&p, output, l.mode)))
-    };
-    let held = |path: &str| {
-        let path = output.join(path);
-        allocated(&path) + allocated(&small::part_path(&path))
-    };
-    let written = tasks.iter().filter(|t| !is_linked(t));
-    written.flat_map(|t| &t.outputs).map(|o| o.size.saturating_sub(held(&o.path))).sum()
+    Ok(bytes)
 }
 
 /// Fails unless everything that is still to be written fits on the disk.
@@ -213,7 +233,7 @@ pub fn check_space(
     tasks: &[&Task],
     sidecar_bytes: u64,
 ) -> Result<()> {
-    let needed = bytes_to_come(output, catalog, tasks) + sidecar_bytes;
+    let needed = bytes_to_come(output, catalog, tasks)? + sidecar_bytes;
     let free = small::free_space(output)?;
     let files = tasks.iter().map(|t| t.outputs.len() as u64).sum::<u64>() + 64;
     if needed <= free.bytes && files <= free.inodes {
@@ -230,7 +250,7 @@ pub fn check_space(
 }
 
 /// Bytes that a file occupies on the disk.
-fn allocated(path: &Path) -> u64 {
+fn allocated(path: &Path) -> Result<u64> {
     use std::os::unix::fs::MetadataExt;
-    path.metadata().map_or(0, |m| m.blocks() * 512)
+    Ok(small::look(path)?.map_or(0, |found| found.blocks() * 512))
 }

@@ -9,8 +9,13 @@
 //! and written in order. SHA-256 is the slowest stage, so nothing else happens in its thread.
 //! The journal's points pass through the same channels, so that a point is recorded only after
 //! every byte before it is durable.
+//!
+//! Whatever ends a stage early, a panic included, is a failure at its place in the order of the
+//! plan. The first of them is the task's, and any one of them ends all stages: each sees the flag or
+//! finds that a channel's other end is gone.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
@@ -22,6 +27,7 @@ use super::sink::Sink;
 use super::slot::{Piece, Slot, Work};
 use super::window::{Window, Windows};
 use crate::error::{Error, Result};
+use crate::threads;
 
 /// Longest time that an encoder waits for a slot without a look at the flags.
 const SLOT_PATIENCE: std::time::Duration = std::time::Duration::from_millis(20);
@@ -56,8 +62,24 @@ impl Failure {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
-    fn into_result(self) -> Result<()> {
-        let first = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+    /// A stage that could not even begin.
+    fn set_any(&self, error: Option<Error>) {
+        if let Some(error) = error {
+            self.set(0, error);
+        }
+    }
+
+    /// Runs a stage; a panic in it is a failure behind all others, and gives nothing.
+    fn guard<T>(&self, stage: impl FnOnce() -> T) -> Option<T> {
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(stage));
+        if ended.is_err() {
+            self.set(u64::MAX, Error::internal("a worker thread panicked"));
+        }
+        ended.ok()
+    }
+
+    fn take(&self) -> Result<()> {
+        let first = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         first.map_or(Ok(()), |(_, error)| Err(error))
     }
 }
@@ -79,6 +101,8 @@ pub(super) struct Pipeline<'a> {
     /// Bytes of output between two points.
     pub point_every: u64,
     pub progress: &'a Progress,
+    /// Counts the bytes that the sinks have taken.
+    pub written: &'a AtomicU64,
     /// Records a point; called after everything before it is durable.
     pub record: &'a (dyn Fn(SavedFold) -> Result<()> + Sync),
 }
@@ -94,7 +118,7 @@ impl Pipeline<'_> {
         attest: Option<Attest>,
     ) -> Result<Finished<S>> {
         let start = fold.position();
-        let windows = Windows::new(self.work.task, self.work.sources, self.budget.window, start)?;
+        let windows = Windows::new(self.work, self.budget, start)?;
         self.write_pieces(&mut sinks, &Slot::holding(headers))?;
         let failure = Failure::default();
         let (free_in, free_out) = channel::<Box<Slot>>();
@@ -104,38 +128,43 @@ impl Pipeline<'_> {
             let _ = free_in.send(Box::default());
         }
         let dispatch = Mutex::new((windows, free_out));
-        let panicked = || Error::internal("a worker thread panicked");
-        let (fold, sinks, verified) = std::thread::scope(|scope| {
+        let (dispatch, failure) = (&dispatch, &failure);
+        let ended = std::thread::scope(|scope| {
             let mut encoders = Vec::new();
             for _ in 0..ENCODERS {
                 let filled_in = filled_in.clone();
-                let (dispatch, failure) = (&dispatch, &failure);
-                encoders.push(scope.spawn(move || self.encode(dispatch, &filled_in, failure)));
+                let work = move || self.encode(dispatch, &filled_in, failure);
+                encoders.push(threads::spawn(scope, move || failure.guard(work)));
             }
             drop(filled_in);
-            let hasher = scope.spawn(|| self.hash(fold, filled_out, orders_in, &failure));
+            let work = move || self.hash(fold, filled_out, orders_in, failure);
+            let hasher = threads::spawn(scope, move || failure.guard(work));
             let (orders_out, attesting) = match attest {
                 None => (orders_out, None),
                 Some(attest) => {
                     let (on_in, on_out) = sync_channel::<Order>(SLOTS);
-                    let failure = &failure;
                     let work = move || self.attest(attest, orders_out, on_in, failure);
-                    (on_out, Some(scope.spawn(work)))
+                    (on_out, Some(threads::spawn(scope, move || failure.guard(work))))
                 }
             };
-            let writer = scope.spawn(|| self.write(sinks, orders_out, free_in, &failure));
-            let encoded = encoders.into_iter().map(|e| e.join().map_err(|_| panicked()));
-            let encoded: Result<Vec<()>> = encoded.collect();
-            let fold = hasher.join().map_err(|_| panicked());
-            let sinks = writer.join().map_err(|_| panicked());
-            let verified = attesting.map(|a| a.join().map_err(|_| panicked())).transpose();
-            encoded?;
-            Ok((fold?, sinks?, verified?.unwrap_or_default()))
-        })?;
-        failure.into_result()?;
+            // The writer is this thread: where no other can be made, its end is what ends the rest.
+            for stage in encoders.iter().map(|e| e.as_ref().err().cloned()) {
+                failure.set_any(stage);
+            }
+            failure.set_any(hasher.as_ref().err().cloned());
+            failure.set_any(attesting.as_ref().and_then(|a| a.as_ref().err().cloned()));
+            let work = || self.write(sinks, orders_out, free_in, failure);
+            let written = failure.guard(work);
+            let fold = hasher.ok().and_then(|h| h.join().ok().flatten());
+            let verified = attesting.map_or(Some(Vec::new()), |a| a.ok()?.join().ok().flatten());
+            Some((fold?, written?, verified?))
+        });
+        failure.take()?;
         if self.progress.stopped() {
             return Err(Error::cancelled());
         }
+        let ended = ended.ok_or_else(|| Error::internal("a stage ended without a reason"))?;
+        let (fold, sinks, verified) = ended;
         let (outputs, reports) = fold.finish()?;
         Ok(Finished { outputs, reports, sinks, verified })
     }
@@ -159,7 +188,7 @@ impl Pipeline<'_> {
                 match dispatch.0.next() {
                     Ok(Some(window)) => Filled { window, slot },
                     Ok(None) => return,
-                    Err(error) => return failure.set(u64::MAX, error),
+                    Err(error) => return failure.set(dispatch.0.sequence(), error),
                 }
             };
             let Filled { window, mut slot } = taken;
@@ -257,14 +286,14 @@ impl Pipeline<'_> {
                     // Nobody waits for slots any more once the encoders have ended.
                     let _ = free.send(slot);
                 }),
-                Order::Point(saved) => sinks
-                    .iter_mut()
-                    .try_for_each(Sink::sync_point)
-                    .and_then(|()| (self.record)(*saved)),
+                Order::Point(saved) => {
+                    let synced = sinks.iter_mut().try_for_each(Sink::sync_point);
+                    synced.and_then(|()| (self.record)(*saved))
+                }
             };
             if let Err(error) = done {
                 failure.set(0, error);
-                return sinks;
+                break;
             }
         }
         sinks
@@ -274,7 +303,7 @@ impl Pipeline<'_> {
         for piece in &slot.pieces {
             let bytes = slot.bytes(&piece.place);
             sinks[piece.output as usize].take(bytes)?;
-            self.progress.add_written(bytes.len() as u64);
+            self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -304,24 +333,27 @@ mod tests {
         let task = Task { name: "none".into(), outputs: Vec::new(), steps: Vec::new(), link: None };
         let progress = Progress::default();
         let sources = Sources::open(&catalog, &task, Mode::Buffered, &progress).unwrap();
-        let windows = Windows::new(&task, &sources, 1 << 20, Position::default()).unwrap();
         let (free_in, free_out) = channel::<Box<Slot>>();
         let (filled_in, _filled_out) = sync_channel::<Filled>(SLOTS);
         let (ended_in, ended_out) = channel();
+        let work = Work {
+            catalog: &catalog,
+            task: &task,
+            sources: &sources,
+            level: Level::detect(),
+            prove: false,
+            report: false,
+        };
+        let budget = Budget { window: 1 << 20, ..Budget::default() };
+        let windows = Windows::new(work, budget, Position::default()).unwrap();
         let dispatch = Mutex::new((windows, free_out));
         let failure = Failure::default();
         let pipeline = Pipeline {
-            work: Work {
-                catalog: &catalog,
-                task: &task,
-                sources: &sources,
-                level: Level::detect(),
-                prove: false,
-                report: false,
-            },
-            budget: Budget { jobs: 1, window: 1 << 20, output_buffer: 1 << 20, total: 0 },
+            work,
+            budget,
             point_every: u64::MAX,
             progress: &progress,
+            written: &progress.written,
             record: &|_| Ok(()),
         };
         std::thread::scope(|scope| {

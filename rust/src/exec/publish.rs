@@ -10,9 +10,14 @@ use super::fold::DoneOutput;
 use super::hash::hex;
 use super::journal::{self, State};
 use super::manifest::Manifest;
+use super::output::is_published;
+use super::presence::Presence;
+use super::standing::hash_file;
 use crate::catalog::MANIFEST;
 use crate::error::{Error, Kind, Result};
-use crate::io::{AlignedBuf, Mode, Root, SourceFile, small};
+use crate::io::lock::Lock;
+use crate::io::{Entry, EntryKind, Mode, PART_SUFFIX, small};
+use crate::plan::sidecars::MAX_CARRIED;
 use crate::plan::{Sidecar, SidecarContent};
 
 /// Name of the checksum file.
@@ -24,18 +29,14 @@ pub(super) const UNSYNCED: &str =
 pub const SELF_ATTESTED: &str = "# self-attested by lingconv: its own digests, no outside source\n";
 /// Second line of sums that hold linked files.
 const LINKED: &str = "# linked files were not read: their digests are those known of the source\n";
-/// Largest small file.
-const MAX_SIDECAR: u64 = 512 << 20;
 /// Longest claim of publication: two numbers.
 const MAX_CLAIM: u64 = 64;
-/// Bytes read at a time when an output is compared.
-const CHUNK: usize = 8 << 20;
 
 /// Publishes if every task is done and nobody else is publishing.
-pub(super) fn finish_if_last(run: &Run, state: &State) -> Result<Outcome> {
+pub(super) fn finish_if_last(run: &Run, state: &State, presence: &Presence) -> Result<Outcome> {
     let output = &run.options.output;
     if !run.digests.iter().all(|d| state.done.contains_key(d)) {
-        if output.join(MANIFEST).exists() {
+        if is_published(output)? {
             // Another worker recorded the last task after this one had looked, and published.
             return Ok(Outcome::Complete);
         }
@@ -46,19 +47,25 @@ pub(super) fn finish_if_last(run: &Run, state: &State) -> Result<Outcome> {
         }
         return Ok(Outcome::ShareComplete);
     }
-    match claim(run) {
-        // The other worker has published and removed the folder in this very moment.
-        Err(_) if output.join(MANIFEST).exists() => Ok(Outcome::Complete),
-        Err(error) => Err(error),
-        Ok(false) => Ok(Outcome::ShareComplete),
-        Ok(true) => finish(run, state),
+    let alone = match presence.try_alone()? {
+        Lock::Held => Ok(true),
+        Lock::Busy => {
+            run.progress.note("another process is at work here; the last one publishes".to_owned());
+            Ok(false)
+        }
+        Lock::Unsupported => claim(run),
+    };
+    if is_published(output)? {
+        // Another worker did, and removed the folder in this very moment.
+        return Ok(Outcome::Complete);
     }
+    if alone? { finish(run, state) } else { Ok(Outcome::ShareComplete) }
 }
 
-/// Whether publication falls to this worker. A claim of its own number is that of a predecessor
+/// Where there are no locks: whether publication falls to this worker. A claim of its own number is that of a predecessor
 /// that died while publishing: this one holds the journal of that number.
 fn claim(run: &Run) -> Result<bool> {
-    let path = journal::folder(&run.options.output).join("finish");
+    let path = journal::folder(&run.options.output).join(journal::FINISH);
     let worker = run.options.worker;
     let own = format!("{}/{}\n", worker.index, worker.count);
     if small::claim(&path, own.as_bytes())? || worker.count == 1 {
@@ -104,17 +111,33 @@ pub fn finish(run: &Run, state: &State) -> Result<Outcome> {
         write_sidecar(run, sidecar)?;
     }
     small::write_durable(&output.join(SUMS), sums.as_bytes())?;
+    remove_parts(run, state)?;
     let json = serde_json::to_vec(&manifest)
         .map_err(|e| Error::internal(format!("cannot write JSON: {e}")))?;
     small::write_durable(&output.join(MANIFEST), &json)?;
-    small::remove_folder(&journal::folder(output))?;
+    journal::remove(output, |_| true)?;
     Ok(Outcome::Complete)
+}
+
+/// Removes the `.part` files of outputs that others have finished: those of processes that died.
+fn remove_parts(run: &Run, state: &State) -> Result<()> {
+    let output = &run.options.output;
+    for planned in run.plan.tasks.iter().flat_map(|t| &t.outputs) {
+        let part = format!("{}{PART_SUFFIX}", planned.path);
+        if state.is_claimed(&part)
+            && let Some(entry) = Entry::find(output, &part)?
+            && entry.kind == EntryKind::File
+        {
+            entry.remove(output)?;
+        }
+    }
+    Ok(())
 }
 
 fn state_files<'a>(run: &Run, state: &'a State) -> impl Iterator<Item = (&'a str, &'a str)> {
     let done: Vec<_> = run.digests.iter().filter_map(|d| state.done.get(d)).collect();
     done.into_iter()
-        .flat_map(|(d, _)| d.outputs.iter())
+        .flat_map(|d| d.outputs.iter())
         .filter_map(|o| Some((o.path.as_str(), o.sha256.as_deref()?)))
 }
 
@@ -136,7 +159,7 @@ fn write_sidecar(run: &Run, sidecar: &Sidecar) -> Result<()> {
     let bytes = match &sidecar.content {
         SidecarContent::Bytes(bytes) => bytes,
         SidecarContent::Source(name) => {
-            let found = run.catalog.root.read(name, MAX_SIDECAR)?.unwrap_or_default();
+            let found = run.catalog.root.read(name, MAX_CARRIED)?.unwrap_or_default();
             if hex(&Sha256::digest(&found)) != sidecar.sha256 {
                 return Err(Error::new(Kind::Io, "the source's file changed after it was planned")
                     .at(run.catalog.root.path().join(name))
@@ -152,19 +175,8 @@ fn write_sidecar(run: &Run, sidecar: &Sidecar) -> Result<()> {
 /// Reads an output back from the disk and compares it with what was written (`--paranoid`). The
 /// file still has its `.part` name.
 pub(super) fn compare_on_disk(output: &Path, done: &DoneOutput) -> Result<()> {
-    let root = Root::open(output)?;
-    let name = format!("{}{}", done.path, crate::io::PART_SUFFIX);
-    let file = SourceFile::open(&root, &name, Mode::Direct)?;
-    file.drop_cache();
-    let (mut hash, mut buffer) = (Sha256::new(), AlignedBuf::default());
-    let mut offset = 0;
-    while offset < done.size {
-        let length = (done.size - offset).min(CHUNK as u64) as usize;
-        let range = file.read(&mut buffer, offset, length)?;
-        hash.update(&buffer.bytes()[range]);
-        offset += length as u64;
-    }
-    let found = hex(&hash.finalize());
+    let name = format!("{}{PART_SUFFIX}", done.path);
+    let found = hash_file(output, &name, Mode::Direct, true, || false)?;
     let written = done.sha256.as_deref().unwrap_or_default();
     if found == written {
         return Ok(());

@@ -1,8 +1,9 @@
 //! A plan run without writing: whatever would be written is handed to somebody else.
 
 use std::collections::VecDeque;
+use std::sync::atomic::AtomicU64;
 
-use super::budget::budget;
+use super::budget::{Budget, Together, budget};
 use super::fold::{DoneOutput, Fold};
 use super::jobs::run_jobs;
 use super::pipeline::{Finished, Pipeline};
@@ -41,39 +42,49 @@ impl<'a> Replay<'a> {
     /// took.
     ///
     /// # Errors
-    /// What reading and converting the source can end with, and errors of the sinks.
+    /// What reading and converting the source can end with, and errors of the sinks and of `done`.
     pub fn run<S: Sink>(
         &self,
         tasks: VecDeque<usize>,
         open: impl Fn(&'a Task, usize) -> Vec<S> + Sync,
-        done: impl Fn(&Task, Vec<S>, Vec<DoneOutput>) + Sync,
+        done: impl Fn(&Task, Vec<S>, Vec<DoneOutput>) -> Result<()> + Sync,
     ) -> Result<()> {
-        let budget = budget(self.plan, self.memory, self.jobs)?;
+        let budget = budget(self.plan, self.memory, self.jobs, Together::Fitting)?;
         run_jobs(budget.jobs, tasks, self.progress, |index| {
             let task = &self.plan.tasks[index];
             self.progress.begin(&task.name);
             let sources = Sources::open(self.catalog, task, self.io, self.progress)?;
-            let (fold, headers) = Fold::new(task)?;
-            let pipeline = Pipeline {
-                work: Work {
-                    catalog: self.catalog,
-                    task,
-                    sources: &sources,
-                    level: self.level,
-                    prove: false,
-                    report: false,
-                },
-                budget,
-                point_every: u64::MAX,
-                progress: self.progress,
-                record: &|_| Ok(()),
+            let work = Work {
+                catalog: self.catalog,
+                task,
+                sources: &sources,
+                level: self.level,
+                prove: false,
+                report: false,
             };
             let sinks = open(task, budget.output_buffer as usize);
-            let Finished { outputs, sinks, .. } = pipeline.run(fold, headers, sinks, None)?;
+            let (sinks, outputs) =
+                replay(work, budget, self.progress, &self.progress.written, sinks)?;
             sources.check_unchanged()?;
-            done(task, sinks, outputs);
             self.progress.end(&task.name);
-            Ok(())
+            done(task, sinks, outputs)
         })
     }
+}
+
+/// Runs one task into `sinks`, counting in `written` what they take: the sinks, and what each output
+/// would be.
+pub(super) fn replay<S: Sink>(
+    work: Work,
+    budget: Budget,
+    progress: &Progress,
+    written: &AtomicU64,
+    sinks: Vec<S>,
+) -> Result<(Vec<S>, Vec<DoneOutput>)> {
+    let (fold, headers) = Fold::new(work.task)?;
+    let record = |_| Ok(());
+    let point_every = u64::MAX;
+    let pipeline = Pipeline { work, budget, point_every, progress, written, record: &record };
+    let Finished { outputs, sinks, .. } = pipeline.run(fold, headers, sinks, None)?;
+    Ok((sinks, outputs))
 }

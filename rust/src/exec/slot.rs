@@ -8,10 +8,11 @@ use crate::error::{Error, Kind, Result};
 use crate::exec::sources::Sources;
 use crate::io::{AlignedBuf, PAGE};
 use crate::numeric::{
-    self, Encoding, ErrorStats, Float, Grid, Level, NonFinite, Scratch, Tile, store_scales,
+    self, Encoding, ErrorStats, Float, Grid, Level, NonFinite, Scratch, Tile, encode_with_scales,
+    store_scales,
 };
 use crate::plan::{Step, Target, Task};
-use crate::transform::Op;
+use crate::transform::{Op, grid_steps};
 
 /// Where the bytes of a [`Piece`] lie.
 #[derive(Debug)]
@@ -94,19 +95,20 @@ impl Slot {
         self.stats.clear();
         self.used = 0;
         let step = &work.task.steps[window.step];
-        let row_bytes = step.cols * step.op.source_unit();
-        let length = (window.rows.end - window.rows.start) * row_bytes;
-        let start = window.rows.start * row_bytes;
+        let unit = step.op.source_unit();
+        let width = window.cols.end - window.cols.start;
+        let length = (window.rows.end - window.rows.start) * width * unit;
+        let start = (window.rows.start * step.cols + window.cols.start) * unit;
         let (input, gather) = (&mut self.input, &mut self.gather);
         let read = work.sources.read(step.source, start, length as usize, input, gather)?;
         let info = work.catalog.tensor(step.source);
         self.origin = Some((info.shard, info.offset + start, read.clone()));
-        self.output.reserve(result_bytes(step, &window.rows));
+        self.output.reserve(result_bytes(step, window))?;
         for target in &step.targets {
-            let rows =
-                window.rows.start.max(target.rows.start)..window.rows.end.min(target.rows.end);
-            if rows.start < rows.end && target.cols.start < target.cols.end {
-                let part = Part { step, target, rows, window, read: read.clone() };
+            let rows = overlap(&window.rows, &target.rows);
+            let cols = overlap(&window.cols, &target.cols);
+            if !rows.is_empty() && !cols.is_empty() {
+                let part = Part { step, target, rows, cols, window, read: read.clone() };
                 self.transform(work, &part)?;
             }
         }
@@ -117,12 +119,7 @@ impl Slot {
         match part.step.op {
             Op::Copy { .. } => self.copy(part),
             Op::Widen { float } => self.widen(part, float),
-            Op::Encode { float, encoding } => {
-                self.encode(work, part, float, &encoding).map_err(|e| {
-                    let source = part.step.source;
-                    e.tensor(&*work.catalog.tensor(source).name).at(work.catalog.path_of(source))
-                })?;
-            }
+            Op::Encode { float, encoding } => self.encode(work, part, float, &encoding)?,
             Op::Decode { grid, .. } => self.decode(work, part, grid)?,
         }
         Ok(())
@@ -138,7 +135,7 @@ impl Slot {
     fn copy(&mut self, part: &Part) {
         let output = part.target.output;
         let range = part.source_range();
-        if part.is_full_width() {
+        if part.is_contiguous() {
             self.pieces.push(Piece { output, place: Place::Input(range) });
             return;
         }
@@ -173,15 +170,22 @@ impl Slot {
         float: Float,
         encoding: &Encoding,
     ) -> Result<()> {
-        let Part { target, .. } = part;
         let (rows, cols) = (part.row_count(), part.col_count());
         let (high, wide) = encoding.grid.scale_shape(rows, cols);
-        let mut scales = vec![0f32; high * wide];
         let taken = self.take(rows * cols);
         let tile = part.tile(self.input.bytes());
         let codes = &mut self.output.bytes_mut()[taken.clone()];
-        numeric::encode(work.level, &tile, float, encoding, codes, &mut scales)
-            .map_err(|e| non_finite(&e, part))?;
+        let scales = if let Some(row) = &part.window.row_of_scales {
+            let scales = part.blocks(encoding.grid, row, 0);
+            let (grid, quotient) = (encoding.grid, encoding.quotient);
+            encode_with_scales(work.level, &tile, float, grid, quotient, &scales, codes);
+            scales
+        } else {
+            let mut scales = vec![0f32; high * wide];
+            numeric::encode(work.level, &tile, float, encoding, codes, &mut scales)
+                .map_err(|e| non_finite(work, part.step, &e, (part.rows.start, part.cols.start)))?;
+            scales
+        };
         if work.report {
             let stats = numeric::measure(work.level, &tile, float, encoding.grid, codes, &scales);
             self.stats.extend(stats);
@@ -189,13 +193,16 @@ impl Slot {
         if work.prove {
             let codes = Tile::packed(codes, rows, cols, 1);
             numeric::prove(work.level, &codes, float, encoding, &scales, &mut self.scratch)
-                .map_err(|e| Error::new(Kind::Check, format!("--prove: {e}")))?;
+                .map_err(|e| {
+                    of_source(work, part.step, Error::new(Kind::Check, format!("--prove: {e}")))
+                })?;
         }
-        self.pieces.push(Piece { output: target.output, place: Place::Output(taken) });
-        if let Some(tensor) = target.scale {
+        let Target { output, scale, .. } = *part.target;
+        self.pieces.push(Piece { output, place: Place::Output(taken) });
+        if let Some(tensor) = scale.filter(|_| part.brings_scales(encoding.grid)) {
             let mut bytes = Vec::new();
             store_scales(&scales, encoding.rule.stored, &mut bytes);
-            self.deferred.push(Deferred { output: target.output, tensor, bytes });
+            self.deferred.push(Deferred { output, tensor, bytes });
         }
         Ok(())
     }
@@ -222,6 +229,8 @@ struct Part<'a> {
     target: &'a Target,
     /// Rows of the step's matrix.
     rows: Range<u64>,
+    /// Columns of the step's matrix.
+    cols: Range<u64>,
     window: &'a Window,
     /// Where the window lies in the input buffer.
     read: Range<usize>,
@@ -233,16 +242,18 @@ impl Part<'_> {
     }
 
     fn col_count(&self) -> usize {
-        (self.target.cols.end - self.target.cols.start) as usize
+        (self.cols.end - self.cols.start) as usize
     }
 
-    fn is_full_width(&self) -> bool {
-        self.col_count() as u64 == self.step.cols
+    /// Whether it lies in the window without gaps between its rows.
+    fn is_contiguous(&self) -> bool {
+        self.cols == self.window.cols || self.rows.end - self.rows.start == 1
     }
 
-    /// Bytes of a row of the source.
+    /// Bytes of a row of the window.
     fn stride(&self) -> usize {
-        (self.step.cols * self.step.op.source_unit()) as usize
+        let window = &self.window.cols;
+        (window.end - window.start) as usize * self.step.op.source_unit() as usize
     }
 
     /// Bytes of this part's share of a row of the source.
@@ -252,7 +263,8 @@ impl Part<'_> {
 
     /// From the first to the last byte of this part in the input buffer.
     fn source_range(&self) -> Range<usize> {
-        let lead = self.target.cols.start as usize * self.step.op.source_unit() as usize;
+        let lead = (self.cols.start - self.window.cols.start) as usize
+            * self.step.op.source_unit() as usize;
         let row = (self.rows.start - self.window.rows.start) as usize;
         let start = self.read.start + row * self.stride() + lead;
         start..start + (self.row_count() - 1) * self.stride() + self.source_width()
@@ -269,34 +281,55 @@ impl Part<'_> {
 
     /// The part of the step's scales that this part needs.
     fn scales(&self, grid: Grid, all: &[f32]) -> Vec<f32> {
-        let (row, col) = match grid {
-            Grid::Block { rows, cols } => {
-                (self.rows.start as usize / rows, self.target.cols.start as usize / cols)
-            }
-            Grid::Channel => (self.rows.start as usize, 0),
-        };
-        let (_, stride) = grid.scale_shape(self.step.rows as usize, self.step.cols as usize);
+        let (high, _) = grid_steps(grid);
+        self.blocks(grid, all, (self.rows.start / high) as usize)
+    }
+
+    /// The part of `scales` that this part needs, from their row `first` on.
+    fn blocks(&self, grid: Grid, scales: &[f32], first: usize) -> Vec<f32> {
+        let col = self.cols.start.checked_div(grid_steps(grid).1).unwrap_or(0) as usize;
+        let (_, stride) = grid.scale_shape(1, self.step.cols as usize);
         let (high, wide) = grid.scale_shape(self.row_count(), self.col_count());
-        (row..row + high).flat_map(|r| &all[r * stride + col..][..wide]).copied().collect()
+        let rows = first..first + high;
+        rows.flat_map(|r| &scales[r * stride + col..][..wide]).copied().collect()
+    }
+
+    /// Whether scales come with it: those of a strip have come with the first of their blocks' rows.
+    fn brings_scales(&self, grid: Grid) -> bool {
+        let (high, wide) = grid_steps(grid);
+        let begins = wide != 0 || self.cols.start == self.target.cols.start;
+        self.window.row_of_scales.is_none() || begins && self.rows.start.is_multiple_of(high)
     }
 }
 
+fn overlap(one: &Range<u64>, other: &Range<u64>) -> Range<u64> {
+    one.start.max(other.start)..one.end.min(other.end)
+}
+
 /// Upper bound of the output buffer for a window, page padding included.
-fn result_bytes(step: &Step, rows: &Range<u64>) -> usize {
+fn result_bytes(step: &Step, window: &Window) -> usize {
     let unit = step.op.result_unit();
     let of_target = |t: &Target| {
-        let overlap = rows.end.min(t.rows.end).saturating_sub(rows.start.max(t.rows.start));
-        let width = t.cols.end - t.cols.start;
-        let copied_as_read = step.op.is_copy() && width == step.cols;
-        if overlap == 0 || copied_as_read { 0 } else { overlap * width * unit + PAGE }
+        let (rows, cols) = (overlap(&window.rows, &t.rows), overlap(&window.cols, &t.cols));
+        let copied_as_read = step.op.is_copy() && cols == window.cols;
+        if rows.is_empty() || cols.is_empty() || copied_as_read {
+            return 0;
+        }
+        (rows.end - rows.start) * (cols.end - cols.start) * unit + PAGE
     };
     step.targets.iter().map(of_target).sum::<u64>() as usize
 }
 
-fn non_finite(found: &NonFinite, part: &Part) -> Error {
-    let row = part.rows.start + found.row as u64;
-    let col = part.target.cols.start + found.col as u64;
-    Error::new(Kind::NonFinite, format!("non-finite value {} at [{row}, {col}]", found.value)).hint(
+/// A value that is not finite in what begins at `first` of a step's matrix.
+pub(super) fn non_finite(work: &Work, step: &Step, found: &NonFinite, first: (u64, u64)) -> Error {
+    let (row, col) = (first.0 + found.row as u64, first.1 + found.col as u64);
+    let message = format!("non-finite value {} at [{row}, {col}]", found.value);
+    of_source(work, step, Error::new(Kind::NonFinite, message)).hint(
         "check the download with `lingconv verify`; --nonfinite keep leaves such a tensor unquantised",
     )
+}
+
+fn of_source(work: &Work, step: &Step, error: Error) -> Error {
+    let source = step.source;
+    error.tensor(&*work.catalog.tensor(source).name).at(work.catalog.path_of(source))
 }

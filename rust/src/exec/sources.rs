@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
+use super::identity::{self, Identities};
 use super::progress::Progress;
 use crate::catalog::Catalog;
 use crate::error::{Error, Kind, Result};
@@ -19,16 +20,33 @@ use crate::transform::Op;
 /// A source file and what it looked like when a task read it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceStamp {
-    /// File name relative to the source folder.
-    pub name: String,
+    /// Which file it is.
+    pub file: identity::SourceFile,
     /// Size and times.
     pub stamp: Stamp,
 }
 
-/// Whether files can have the content that they had.
-pub(super) fn agree(before: &[SourceStamp], now: &[SourceStamp]) -> bool {
-    let same = |(a, b): (&SourceStamp, &SourceStamp)| a.name == b.name && a.stamp.agrees(b.stamp);
-    before.len() == now.len() && before.iter().zip(now).all(same)
+/// What is known of files that a task read once, without reading them again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Agreement {
+    /// Nobody has touched them.
+    Untouched,
+    /// They were touched, copied or moved; only their content can tell.
+    Doubtful,
+    /// They are other files.
+    Others,
+}
+
+/// Compares files as they were recorded with what they look like now.
+pub(super) fn agreement(before: &[SourceStamp], now: &[SourceStamp]) -> Agreement {
+    let pairs = || before.iter().zip(now);
+    if before.len() != now.len() || pairs().any(|(a, b)| !a.file.agrees(&b.file)) {
+        Agreement::Others
+    } else if pairs().all(|(a, b)| a.stamp.is_same(b.stamp)) {
+        Agreement::Untouched
+    } else {
+        Agreement::Doubtful
+    }
 }
 
 /// Open source files by their number in the catalog.
@@ -70,7 +88,7 @@ impl<'a> Sources<'a> {
         for number in numbers {
             let (name, stamp) = catalog.file(number);
             let file = SourceFile::open(&catalog.root, name, mode)?;
-            if file.stamp().size != stamp.size {
+            if (file.stamp().size, file.stamp().mtime_ns) != (stamp.size, stamp.mtime_ns) {
                 return Err(changed(catalog, name));
             }
             files.insert(number, file);
@@ -93,10 +111,11 @@ impl<'a> Sources<'a> {
             None => self.read_file(info.shard, info.offset + start, length, buffer),
             Some(pieces) => {
                 let wanted = start..start + length as u64;
-                buffer.reserve(length);
-                let out = &mut buffer.bytes_mut()[..length];
-                self.put_together(&pieces.tensors[tensor as usize], &wanted, out, scratch)
-                    .map(|()| 0..length)
+                let pieces = &pieces.tensors[tensor as usize];
+                buffer.reserve(length).and_then(|()| {
+                    let out = &mut buffer.bytes_mut()[..length];
+                    self.put_together(pieces, &wanted, out, scratch).map(|()| 0..length)
+                })
             }
         };
         read.map_err(|e| e.tensor(&*info.name))
@@ -175,18 +194,29 @@ impl<'a> Sources<'a> {
         self.catalog.root.path().join(name)
     }
 
-    /// Fails if a file changed since it was opened.
-    pub(super) fn check_unchanged(&self) -> Result<()> {
-        self.files.values().try_for_each(SourceFile::check_unchanged)
+    /// Fails if the size or a modification time of a file changed since it was opened; whether
+    /// nothing else of them did. A change time moves when a link to the file is made, and also when
+    /// a file was edited and its modification time set back.
+    pub(super) fn check_unchanged(&self) -> Result<bool> {
+        let mut untouched = true;
+        for file in self.files.values() {
+            untouched &= file.check_unchanged()?;
+        }
+        Ok(untouched)
     }
 
-    /// What the files looked like when they were opened.
-    pub(super) fn stamps(&self) -> Vec<SourceStamp> {
-        let stamp = |(number, file): (&u32, &SourceFile)| SourceStamp {
-            name: self.catalog.file(*number).0.to_owned(),
-            stamp: file.stamp(),
+    /// Whether the run is to stop.
+    pub(super) fn stopped(&self) -> bool {
+        self.progress.stopped()
+    }
+
+    /// Which files these are and what they look like now.
+    pub(super) fn stamps(&self, identities: &Identities) -> Result<Vec<SourceStamp>> {
+        let stamped = |(number, file): (&u32, &SourceFile)| {
+            let stamp = file.current_stamp()?;
+            identities.stamped(*number, stamp)
         };
-        self.files.iter().map(stamp).collect()
+        self.files.iter().map(stamped).collect()
     }
 }
 
@@ -227,13 +257,4 @@ pub(super) fn files_of(catalog: &Catalog, task: &Task) -> Vec<u32> {
     files.sort_unstable();
     files.dedup();
     files
-}
-
-/// What the files that `task` reads look like now, as the catalog saw them.
-pub(crate) fn current_stamps(catalog: &Catalog, task: &Task) -> Vec<SourceStamp> {
-    let stamp = |number: u32| {
-        let (name, stamp) = catalog.file(number);
-        SourceStamp { name: name.to_owned(), stamp }
-    };
-    files_of(catalog, task).into_iter().map(stamp).collect()
 }

@@ -18,6 +18,7 @@ use std::collections::VecDeque;
 use std::iter::once;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
+use std::thread::ScopedJoinHandle;
 
 pub use report::{Bias, Errors, Finding, FindingKind, Layer, Projection, Report, Router, Scales};
 pub use survey::Survey;
@@ -30,9 +31,12 @@ use crate::exec::sources::Sources;
 use crate::io::Mode;
 use crate::model::{Model, Role};
 use crate::numeric::Level;
+use crate::threads;
 
 /// Threads a core, so that one computes while another waits for the disk.
 const PER_CORE: usize = 2;
+/// Most tensors that are looked at: each has figures, and perhaps a finding. Ling-1T has 59,000.
+const MAX_JOBS: usize = 100_000;
 
 /// How to look.
 #[derive(Debug)]
@@ -108,6 +112,13 @@ fn all_jobs<M: Borrow<Model>>(catalog: &Catalog, model: Option<M>) -> Result<(M,
             .hint("describe the architecture with --arch FILE")
     })?;
     let jobs = jobs(catalog, model.borrow());
+    if jobs.len() > MAX_JOBS {
+        return Err(Error::impossible(format!(
+            "{} tensors of experts and routers, the limit is {MAX_JOBS}",
+            jobs.len()
+        ))
+        .at(catalog.root.path()));
+    }
     if !jobs.iter().any(|job| job.expert.is_some()) {
         let name = model.borrow().architecture();
         return Err(Error::impossible(format!("{name} has no routed experts here"))
@@ -142,10 +153,10 @@ impl Context<'_> {
         info.bytes + other.unwrap_or(0)
     }
 
-    fn run(&self, jobs: &[Job], threads: usize) -> Result<Vec<(Job, Found)>> {
-        let threads = match threads {
+    fn run(&self, jobs: &[Job], jobs_at_a_time: usize) -> Result<Vec<(Job, Found)>> {
+        let count = match jobs_at_a_time {
             0 => PER_CORE * std::thread::available_parallelism().map_or(2, usize::from),
-            threads => threads,
+            count => count,
         };
         let queue = Mutex::new(VecDeque::from_iter(jobs));
         let all = Mutex::new(Vec::with_capacity(jobs.len()));
@@ -165,9 +176,14 @@ impl Context<'_> {
             Err(Error::cancelled())
         };
         let joined: Vec<Result<()>> = std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            let workers: Vec<_> = (0..count)
+                .map(|_| threads::spawn(scope, work))
+                .map(|w| w.inspect_err(|_| self.progress.set_halt(true)))
+                .collect();
             let panicked = || Err(Error::internal("a reading thread panicked"));
-            workers.into_iter().map(|w| w.join().unwrap_or_else(|_| panicked())).collect()
+            let join =
+                |worker: Result<ScopedJoinHandle<_>>| worker?.join().unwrap_or_else(|_| panicked());
+            workers.into_iter().map(join).collect()
         });
         // What stopped the others comes before their being stopped.
         let failed = joined.into_iter().filter_map(Result::err);

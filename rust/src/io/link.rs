@@ -12,7 +12,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 
 use rustix::fs::ioctl_ficlone;
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use serde::{Deserialize, Serialize};
 
 use super::small;
@@ -87,11 +87,22 @@ pub fn make(source: &Path, path: &Path, link: Link) -> Result<Option<Linked>> {
 
 /// Whether files of `source` could be linked into `folder`: both lie on one file system, or names
 /// are all that is made.
-pub fn is_near(source: &Path, folder: &Path, link: Link) -> bool {
-    let device = |path: &Path| path.metadata().ok().map(|m| m.dev());
-    let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf());
-    let existing = absolute.ancestors().find_map(device);
-    link == Link::Symlink || (link != Link::Copy && device(source) == existing)
+pub fn is_near(source: &Path, folder: &Path, link: Link) -> Result<bool> {
+    match link {
+        Link::Symlink => Ok(true),
+        Link::Copy => Ok(false),
+        Link::Auto | Link::Reflink | Link::Hardlink => {
+            let (_, existing) = small::nearest(folder)?;
+            Ok(small::look(source)?.is_some_and(|found| found.dev() == existing.dev()))
+        }
+    }
+}
+
+/// Whether both names lead to one file.
+pub fn is_same_file(one: &Path, other: &Path) -> Result<bool> {
+    let identity = |path| small::look(path).map(|found| found.map(|m| (m.dev(), m.ino())));
+    let found = identity(one)?;
+    Ok(found.is_some() && found == identity(other)?)
 }
 
 impl Linked {
@@ -120,7 +131,7 @@ fn reflink(source: &Path, path: &Path) -> std::io::Result<()> {
     let clone = || {
         let from = File::open(source)?;
         let to = OpenOptions::new().write(true).create_new(true).open(&part)?;
-        ioctl_ficlone(&to, &from)?;
+        retry_on_intr(|| ioctl_ficlone(&to, &from))?;
         to.sync_all()
     };
     anew(&part, || {
@@ -169,6 +180,6 @@ mod tests {
             }
         }
         assert_eq!(make(&source, &folder.path().join("copy"), Link::Copy).unwrap(), None);
-        assert!(is_near(&source, &folder.path().join("not/yet"), Link::Auto));
+        assert!(is_near(&source, &folder.path().join("not/yet"), Link::Auto).unwrap());
     }
 }

@@ -1,6 +1,7 @@
 //! Source files: positioned reads into reused buffers, direct or through the page cache.
 
 use std::fs::{File, Metadata};
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
@@ -45,10 +46,10 @@ impl From<&Metadata> for Stamp {
 }
 
 impl Stamp {
-    /// Whether a file that had one of these can have the same content where it has the other.
-    pub fn agrees(self, other: Self) -> bool {
-        (self.size, self.mtime_ns) == (other.size, other.mtime_ns)
-            && (self.ctime_ns == other.ctime_ns || self.shared || other.shared)
+    /// Whether nobody has touched a file that had one of these and has the other. Where it says no,
+    /// the content may be the same for all that.
+    pub fn is_same(self, other: Self) -> bool {
+        (self.size, self.mtime_ns, self.ctime_ns) == (other.size, other.mtime_ns, other.ctime_ns)
     }
 
     /// Stamp of an open file.
@@ -93,11 +94,17 @@ impl SourceFile {
         self.stamp
     }
 
-    /// Fails if the file has been changed or replaced in place since it was opened.
-    pub fn check_unchanged(&self) -> Result<()> {
-        let now = Stamp::of(&self.file).map_err(|e| Error::io("cannot stat", &self.path, &e))?;
+    /// What the file looks like now.
+    pub fn current_stamp(&self) -> Result<Stamp> {
+        Stamp::of(&self.file).map_err(|e| Error::io("cannot stat", &self.path, &e))
+    }
+
+    /// Fails if the file has been changed or replaced in place since it was opened; whether it has
+    /// not been touched in any other way.
+    pub fn check_unchanged(&self) -> Result<bool> {
+        let now = self.current_stamp()?;
         if now.size == self.stamp.size && now.mtime_ns == self.stamp.mtime_ns {
-            return Ok(());
+            return Ok(now.is_same(self.stamp));
         }
         Err(Error::new(Kind::Io, "the source changed while it was read")
             .at(&self.path)
@@ -117,11 +124,11 @@ impl SourceFile {
         offset: u64,
         length: usize,
     ) -> Result<Range<usize>> {
-        let direct = self.direct.load(Ordering::Relaxed);
+        let direct = self.direct.load(Ordering::Acquire);
         let lead = if direct { (offset % PAGE) as usize } else { 0 };
         let needed = lead + length;
         let end = if direct { needed.next_multiple_of(PAGE as usize) } else { needed };
-        buffer.reserve(end);
+        buffer.reserve(end)?;
         let target = &mut buffer.bytes_mut()[..end];
         self.fill(target, offset - lead as u64, needed, direct)?;
         if self.cold && !direct {
@@ -144,18 +151,25 @@ impl SourceFile {
                     .hint("it was truncated meanwhile; download it again"));
                 }
                 Ok(n) => done += n,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 // File systems differ in what direct I/O they take; buffered always works.
-                Err(e) if direct && e.kind() == std::io::ErrorKind::InvalidInput => {
+                Err(e) if direct && refuses_direct(&e) => {
                     direct = false;
-                    self.direct.store(false, Ordering::Relaxed);
+                    // In this order: whoever reads at any place must not meet the flag any more.
                     set_direct(&self.file, false);
+                    self.direct.store(false, Ordering::Release);
                 }
                 Err(e) => return Err(Error::io("cannot read", &self.path, &e)),
             }
         }
         Ok(())
     }
+}
+
+/// Whether an error says that the file system does not take this by direct I/O: some refuse it by a
+/// flag of the file, some by size and place, some not before the transfer.
+pub(super) fn refuses_direct(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported)
 }
 
 /// Switches `O_DIRECT` of an open file; `false` if the file system refuses.

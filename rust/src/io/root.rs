@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
+use super::small;
 use crate::error::{Error, Result};
 
 /// A checkpoint folder; everything is opened through it.
@@ -36,20 +37,27 @@ fn leads_nowhere(error: &std::io::Error) -> bool {
 impl Root {
     /// Opens a folder. A snapshot of the Hugging Face cache may link into its own `blobs`.
     pub fn open(path: &Path) -> Result<Self> {
-        let canonical = path
-            .canonicalize()
-            .map_err(|e| Error::invalid(format!("cannot open folder: {e}")).at(path))?;
-        if !canonical.is_dir() {
+        let canonical = path.canonicalize().map_err(|e| {
+            if small::is_absent(&e) || leads_nowhere(&e) {
+                return Error::invalid(format!("cannot open folder: {e}")).at(path);
+            }
+            Error::io("cannot open folder", path, &e)
+        })?;
+        if !small::is_folder(&canonical)? {
             return Err(Error::invalid("not a folder")
                 .at(path)
                 .hint("name the folder that holds the checkpoint's files"));
         }
         let mut allowed = vec![canonical.clone()];
         let snapshots = canonical.parent().filter(|p| p.ends_with("snapshots"));
-        if let Some(blobs) = snapshots.and_then(Path::parent).map(|repo| repo.join("blobs"))
-            && blobs.canonicalize().is_ok_and(|c| c == blobs)
-        {
-            allowed.push(blobs);
+        if let Some(blobs) = snapshots.and_then(Path::parent).map(|repo| repo.join("blobs")) {
+            match blobs.canonicalize() {
+                Ok(found) if found == blobs => allowed.push(blobs),
+                Err(e) if !small::is_absent(&e) => {
+                    return Err(Error::io("cannot look at", blobs, &e));
+                }
+                _ => {}
+            }
         }
         Ok(Self { path: path.to_path_buf(), allowed })
     }
@@ -98,7 +106,7 @@ impl Root {
             Error::invalid("file is missing").at(self.path.join(name)).hint("download it again")
         })?;
         // Asked before it is opened: opening a pipe would wait for its other end.
-        if !path.is_file() {
+        if !small::is_file(&path)? {
             return Err(Error::invalid("not a regular file").at(self.path.join(name)));
         }
         File::open(&path).map_err(|e| Error::io("cannot open", self.path.join(name), &e))
@@ -107,10 +115,10 @@ impl Root {
     /// Reads a small file whole; `None` if it does not exist, an error above `limit` bytes.
     pub fn read(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
         match self.resolve(name)? {
-            Some(path) if !path.is_file() => {
+            Some(path) if !small::is_file(&path)? => {
                 Err(Error::invalid("not a regular file").at(self.path.join(name)))
             }
-            Some(path) => super::small::read(&path, limit).map(Some),
+            Some(path) => small::read(&path, limit).map(Some),
             None => Ok(None),
         }
     }
@@ -125,7 +133,7 @@ impl Root {
 }
 
 /// Most directory entries that are looked at; a checkpoint has some hundreds.
-const MAX_ENTRIES: usize = 100_000;
+pub const MAX_ENTRIES: usize = 100_000;
 
 #[allow(clippy::disallowed_methods)]
 fn collect(folder: &Path, prefix: &str, depth: usize, names: &mut Vec<String>) -> Result<()> {

@@ -1,37 +1,107 @@
-//! Whole small files, folders, locks and free space.
+//! Whole small files, folders and free space.
 #![allow(clippy::disallowed_methods)]
 
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{BufReader, ErrorKind, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock, statvfs};
+use rustix::fs::statvfs;
 
 use super::PART_SUFFIX;
+use super::lock::{Lock, Share, is_still, lock, open_own};
 use crate::error::{Error, Kind, Result};
+
+/// Longest file of our own that is copied.
+const MAX_OWN: u64 = 1 << 30;
 
 /// Reads a file whole, at most `limit` bytes.
 pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let fail = |e: std::io::Error| Error::io("cannot read", path, &e);
     let file = File::open(path).map_err(fail)?;
+    let size = file.metadata().map_err(fail)?.len();
     let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(fail)?;
-    if bytes.len() as u64 > limit {
+    if size <= limit {
+        bytes.reserve_exact(size as usize);
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(fail)?;
+    }
+    if size.max(bytes.len() as u64) > limit {
         return Err(Error::invalid(format!("larger than the limit of {limit} bytes")).at(path));
     }
     Ok(bytes)
 }
 
-/// Size of a regular file, or `None` if there is none.
-pub fn size(path: &Path) -> Option<u64> {
-    std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file).map(|m| m.len())
+/// A file of lingconv's own, to be read line by line. [`Kind::Foreign`] if it is none.
+pub fn reader(path: &Path) -> Result<BufReader<File>> {
+    let fail = |e: std::io::Error| Error::io("cannot read", path, &e);
+    if !path.symlink_metadata().map_err(fail)?.is_file() {
+        return Err(Error::new(Kind::Foreign, "not a regular file")
+            .at(path)
+            .hint("choose another folder with -o"));
+    }
+    Ok(BufReader::new(File::open(path).map_err(fail)?))
 }
 
-/// Size and modification time in nanoseconds since 1970 of a regular file.
-pub fn size_and_mtime(path: &Path) -> Option<(u64, i64)> {
-    let metadata = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
-    let stamp = super::Stamp::from(&metadata);
-    Some((stamp.size, stamp.mtime_ns))
+/// Whether an error says that there is nothing. No other says so: what a disk cannot tell just now
+/// may well be there.
+pub(super) fn is_absent(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+}
+
+/// What is at `path`, links followed; `None` if there is nothing.
+pub fn look(path: &Path) -> Result<Option<Metadata>> {
+    match std::fs::metadata(path) {
+        Ok(found) => Ok(Some(found)),
+        Err(e) if is_absent(&e) => Ok(None),
+        Err(e) => Err(Error::io("cannot look at", path, &e)),
+    }
+}
+
+/// Whether a folder is at `path`, links followed.
+pub fn is_folder(path: &Path) -> Result<bool> {
+    Ok(look(path)?.is_some_and(|found| found.is_dir()))
+}
+
+/// Whether a regular file is at `path`, links followed.
+pub fn is_file(path: &Path) -> Result<bool> {
+    Ok(look(path)?.is_some_and(|found| found.is_file()))
+}
+
+/// Size of a regular file, or `None` if there is none.
+pub fn size(path: &Path) -> Result<Option<u64>> {
+    Ok(look(path)?.filter(Metadata::is_file).map(|found| found.len()))
+}
+
+/// What a file looks like, links followed; `None` if it is missing or no regular file.
+pub fn stamp(path: &Path) -> Result<Option<super::Stamp>> {
+    Ok(look(path)?.filter(Metadata::is_file).map(|found| super::Stamp::from(&found)))
+}
+
+/// `path` without links, as far as it exists.
+pub fn resolve(path: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(path).map_err(|e| Error::io("bad path", path, &e))?;
+    for folder in absolute.ancestors() {
+        match folder.canonicalize() {
+            Ok(found) => {
+                let rest = absolute.strip_prefix(folder).unwrap_or(Path::new(""));
+                return Ok(found.join(rest));
+            }
+            Err(e) if is_absent(&e) => {}
+            Err(e) => return Err(Error::io("cannot look at", folder, &e)),
+        }
+    }
+    Ok(absolute)
+}
+
+/// The nearest folder on the way to `path` that exists, perhaps itself.
+pub(super) fn nearest(path: &Path) -> Result<(PathBuf, Metadata)> {
+    let absolute = std::path::absolute(path).map_err(|e| Error::io("bad path", path, &e))?;
+    for folder in absolute.ancestors() {
+        if let Some(found) = look(folder)? {
+            return Ok((folder.to_path_buf(), found));
+        }
+    }
+    Err(Error::new(Kind::Io, "the root folder is gone").at(path))
 }
 
 /// `path` with [`PART_SUFFIX`] appended.
@@ -41,11 +111,13 @@ pub fn part_path(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// Writes a small file so that it exists whole or not at all, also across a power cut.
+/// Writes a small file so that it exists whole or not at all, also across a power cut. The `.part`
+/// file is a new one: whatever had its name, a link perhaps, is not written to.
 pub fn write_durable(path: &Path, bytes: &[u8]) -> Result<()> {
     let part = part_path(path);
+    remove(&part)?;
     let write = || -> std::io::Result<()> {
-        let mut file = File::create(&part)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).open(&part)?;
         file.write_all(bytes)?;
         file.sync_all()
     };
@@ -67,6 +139,8 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
 
 /// Makes renames and removals in a folder durable; `false` on file systems that cannot do it.
 pub fn sync_folder(folder: &Path) -> Result<bool> {
+    // The parent of a bare name.
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let sync = || File::open(folder)?.sync_all();
     match sync() {
         Ok(()) => Ok(true),
@@ -77,7 +151,7 @@ pub fn sync_folder(folder: &Path) -> Result<bool> {
 
 /// Creates a folder and its parents; each new entry is made durable.
 pub fn create_folder(folder: &Path) -> Result<()> {
-    if folder.is_dir() {
+    if is_folder(folder)? {
         return Ok(());
     }
     if let Some(parent) = folder.parent().filter(|p| !p.as_os_str().is_empty()) {
@@ -89,19 +163,22 @@ pub fn create_folder(folder: &Path) -> Result<()> {
         }
         _ => {}
     }
-    let parent = folder.parent().filter(|p| !p.as_os_str().is_empty());
-    sync_folder(parent.unwrap_or(Path::new("."))).map(drop)
+    folder.parent().map_or(Ok(true), sync_folder).map(drop)
 }
 
 /// Names in a folder, hidden ones included; empty if the folder does not exist.
 pub fn list(folder: &Path) -> Result<Vec<String>> {
-    let entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(Error::io("cannot list folder", folder, &e)),
-    };
-    let mut names: Vec<String> =
-        entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    let fail = |e: std::io::Error| Error::io("cannot list folder", folder, &e);
+    let mut names = Vec::new();
+    match std::fs::read_dir(folder) {
+        Ok(entries) => {
+            for entry in entries {
+                names.push(entry.map_err(fail)?.file_name().to_string_lossy().into_owned());
+            }
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound => {}
+        Err(e) => return Err(fail(e)),
+    }
     names.sort_unstable();
     Ok(names)
 }
@@ -114,25 +191,16 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Removes a folder that lingconv made, with everything in it; a missing one is fine.
-pub fn remove_folder(path: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io("cannot remove", path, &e)),
-        _ => Ok(()),
-    }
-}
-
-/// Removes a folder if nothing is in it.
-pub fn remove_empty(path: &Path) {
-    let _ = std::fs::remove_dir(path);
-}
-
 /// Creates a file that must not exist yet; `false` if it does.
 pub fn claim(path: &Path, content: &[u8]) -> Result<bool> {
     match OpenOptions::new().write(true).create_new(true).open(path) {
         Ok(mut file) => {
             let written = file.write_all(content).and_then(|()| file.sync_all());
-            written.map_err(|e| Error::io("cannot write", path, &e))?;
+            written.map_err(|e| {
+                // A claim that says nothing of whose it is would stand for ever.
+                let _ = std::fs::remove_file(path);
+                Error::io("cannot write", path, &e)
+            })?;
             Ok(true)
         }
         Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(false),
@@ -140,23 +208,36 @@ pub fn claim(path: &Path, content: &[u8]) -> Result<bool> {
     }
 }
 
-/// Opens a file for appending under an exclusive lock that ends with the process.
+/// Opens a file of lingconv's own for appending under an exclusive lock that ends with the process.
+/// [`Kind::Foreign`] if another process has it; a file system without locks gives none.
 pub fn open_locked(path: &Path) -> Result<File> {
-    let file = OpenOptions::new()
-        .read(true)
-        .append(true)
-        .create(true)
-        .open(path)
-        .map_err(|e| Error::io("cannot open", path, &e))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Err(e) if e.kind() == ErrorKind::WouldBlock => {
-            Err(Error::new(Kind::Foreign, "another process is writing this output")
-                .at(path)
-                .hint("wait for it, stop it, or give each process its share with --worker I/N"))
+    loop {
+        let file = open_own(path)?;
+        match lock(&file, Share::Exclusive, path)? {
+            Lock::Busy => {
+                return Err(Error::new(Kind::Foreign, "another process is writing this output")
+                    .at(path)
+                    .hint(
+                        "wait for it, stop it, or give each process its share with --worker I/N",
+                    ));
+            }
+            Lock::Held | Lock::Unsupported if is_still(&file, path)? => {
+                if !has_other_names(&file, path)? {
+                    return Ok(file);
+                }
+                // A link to it is somebody's, perhaps a copy: a file of our own takes the name.
+                write_durable(path, &read(path, MAX_OWN)?)?;
+            }
+            // It was removed meanwhile, by a process that ended.
+            Lock::Held | Lock::Unsupported => {}
         }
-        // Some network file systems have no locks; O_EXCL on `finish` still protects publication.
-        _ => Ok(file),
     }
+}
+
+/// Whether a file has more names than the one it was opened by.
+pub(super) fn has_other_names(file: &File, path: &Path) -> Result<bool> {
+    let found = file.metadata().map_err(|e| Error::io("cannot stat", path, &e))?;
+    Ok(found.nlink() > 1)
 }
 
 /// What a file system has left.
@@ -170,9 +251,8 @@ pub struct Free {
 
 /// Space left on the file system that holds `path` or its nearest existing parent.
 pub fn free_space(path: &Path) -> Result<Free> {
-    let absolute = std::path::absolute(path).map_err(|e| Error::io("bad path", path, &e))?;
-    let existing = absolute.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
-    let stat = statvfs(existing)
+    let (existing, _) = nearest(path)?;
+    let stat = statvfs(&existing)
         .map_err(|e| Error::io("cannot ask for free space", existing, &e.into()))?;
     let inodes = if stat.f_files == 0 { u64::MAX } else { stat.f_favail };
     Ok(Free { bytes: stat.f_bavail.saturating_mul(stat.f_frsize), inodes })

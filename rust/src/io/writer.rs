@@ -2,13 +2,15 @@
 #![allow(clippy::disallowed_methods)]
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, ftruncate};
-use rustix::io::Errno;
+use rustix::fs::{FallocateFlags, OFlags, fallocate, ftruncate};
+use rustix::io::{Errno, retry_on_intr};
 
-use super::reader::set_direct;
+use super::lock::{Lock, Share, is_still, lock};
+use super::reader::{refuses_direct, set_direct};
 use super::{AlignedBuf, Mode, PAGE, small};
 use crate::error::{Error, Kind, Result};
 
@@ -31,42 +33,140 @@ pub struct PartWriter {
     writeback_at: u64,
 }
 
-impl PartWriter {
-    /// Starts or continues the file that will become `path`, `size` bytes long, at `position`:
-    /// the bytes before it are durable in the `.part` file.
-    pub fn open(
-        path: &Path,
-        size: u64,
-        mode: Mode,
-        capacity: usize,
-        position: u64,
-    ) -> Result<Self> {
+/// A `.part` file that this process has open, and holds where the file system has locks.
+#[derive(Debug)]
+pub struct Part {
+    file: File,
+    path: PathBuf,
+    locked: bool,
+}
+
+/// What is found in place of a `.part` file.
+#[derive(Debug)]
+pub enum Found {
+    /// None.
+    Nothing,
+    /// Another process is writing it.
+    Busy,
+    /// One that now is held.
+    Held(Part),
+}
+
+impl Part {
+    /// Holds the `.part` file of `path` if there is one. [`Kind::Foreign`] if something else stands
+    /// in its place.
+    pub fn find(path: &Path) -> Result<Found> {
+        let part = small::part_path(path);
+        loop {
+            match part.symlink_metadata() {
+                Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Found::Nothing),
+                Err(e) => return Err(Error::io("cannot stat", &part, &e)),
+                // Opened only if it is a file: a pipe would wait for its other end.
+                Ok(found) if !found.is_file() => return Err(in_the_way(&part)),
+                Ok(_) => {}
+            }
+            let opened = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
+                .open(&part);
+            let file = match opened {
+                Ok(file) => file,
+                Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Found::Nothing),
+                Err(e) => return Err(Error::io("cannot open", &part, &e)),
+            };
+            let locked = match lock(&file, Share::Exclusive, &part)? {
+                Lock::Busy => return Ok(Found::Busy),
+                Lock::Held => true,
+                Lock::Unsupported => false,
+            };
+            if is_still(&file, &part)? {
+                return Ok(Found::Held(Self { file, path: path.to_path_buf(), locked }));
+            }
+        }
+    }
+
+    /// A new file in the place of `old`: whoever still has that one open writes to nobody's file.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "its lock is held until the new file has one"
+    )]
+    pub fn anew(path: &Path, old: Option<Self>) -> Result<Found> {
         let part = small::part_path(path);
         if let Some(folder) = path.parent() {
             small::create_folder(folder)?;
         }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&part)
-            .map_err(|e| Error::io("cannot create", &part, &e))?;
-        if let Err(Errno::WOULDBLOCK) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            return Err(Error::new(Kind::Foreign, "another process is writing this file").at(&part));
+        if old.is_some() {
+            small::remove(&part)?;
         }
-        if position == 0 {
-            ftruncate(&file, 0).map_err(|e| Error::io("cannot truncate", &part, &e.into()))?;
+        let created = OpenOptions::new().read(true).write(true).create_new(true).open(&part);
+        let file = match created {
+            Ok(file) => file,
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => return Ok(Found::Busy),
+            Err(e) => return Err(Error::io("cannot create", &part, &e)),
+        };
+        let locked = match lock(&file, Share::Exclusive, &part)? {
+            Lock::Busy => return Ok(Found::Busy),
+            Lock::Held => true,
+            Lock::Unsupported => false,
+        };
+        if !is_still(&file, &part)? {
+            return Ok(Found::Busy);
         }
+        Ok(Found::Held(Self { file, path: path.to_path_buf(), locked }))
+    }
+
+    /// Whether it is this process's alone. Where a file system has no locks somebody may be writing
+    /// it, and a file with other names is somebody's as well: what is there must not be written to.
+    pub fn is_own(&self) -> Result<bool> {
+        Ok(self.locked && !small::has_other_names(&self.file, &small::part_path(&self.path))?)
+    }
+
+    /// Bytes of the file.
+    pub fn size(&self) -> Result<u64> {
+        let size = self.file.metadata().map(|m| m.len());
+        size.map_err(|e| Error::io("cannot stat", small::part_path(&self.path), &e))
+    }
+
+    /// Removes the file.
+    pub fn discard(self) -> Result<()> {
+        small::remove(&small::part_path(&self.path))
+    }
+}
+
+impl PartWriter {
+    /// Begins `path`, `size` bytes long, in a file of its own. [`Kind::Foreign`] if another process
+    /// is writing it.
+    pub fn create(path: &Path, size: u64, mode: Mode, capacity: usize) -> Result<Self> {
+        let busy = || {
+            Error::new(Kind::Foreign, "another process is writing this file")
+                .at(small::part_path(path))
+        };
+        let old = match Part::find(path)? {
+            Found::Nothing => None,
+            Found::Held(part) => Some(part),
+            Found::Busy => return Err(busy()),
+        };
+        match Part::anew(path, old)? {
+            Found::Held(part) => Self::new(part, size, mode, capacity, 0),
+            Found::Busy | Found::Nothing => Err(busy()),
+        }
+    }
+
+    /// Writes `part`, which will be `size` bytes long, from `position` on: the bytes before it are
+    /// in the file.
+    pub fn new(part: Part, size: u64, mode: Mode, capacity: usize, position: u64) -> Result<Self> {
+        let Part { file, path, .. } = part;
+        let part = small::part_path(&path);
         reserve_space(&file, size, &part)?;
         let capacity = capacity.next_multiple_of(PAGE as usize);
         let base = position - position % PAGE;
         let mut writer = Self {
             file,
-            path: path.to_path_buf(),
+            path,
             size,
             direct: false,
-            buffer: AlignedBuf::with_capacity(capacity),
+            buffer: AlignedBuf::with_capacity(capacity)?,
             capacity,
             fill: (position - base) as usize,
             base,
@@ -134,14 +234,23 @@ impl PartWriter {
         self.flush_pages()?;
         self.write_tail()?;
         let part = self.part();
-        ftruncate(&self.file, self.size)
+        retry_on_intr(|| ftruncate(&self.file, self.size))
             .map_err(|e| Error::io("cannot truncate", &part, &e.into()))?;
         self.file.sync_all().map_err(|e| Error::io("cannot sync", &part, &e))
     }
 
-    /// Gives a complete file its final name.
+    /// Gives a complete file its final name. [`Kind::Foreign`] if another process has taken its
+    /// place, as can happen where the file system has no locks.
     pub fn publish(self) -> Result<()> {
-        small::publish(&self.part(), &self.path)
+        let part = self.part();
+        if !is_still(&self.file, &part)? {
+            return Err(Error::new(Kind::Foreign, "another process has taken this file over")
+                .at(part)
+                .hint(
+                    "let one process at a time write it, each with a --worker share of its own",
+                ));
+        }
+        small::publish(&part, &self.path)
     }
 
     /// Completes the file and gives it its final name.
@@ -188,8 +297,8 @@ impl PartWriter {
             match self.file.write_at(&bytes[done..], offset + done as u64) {
                 Ok(0) => return Err(Error::new(Kind::Io, "the disk took no bytes").at(self.part())),
                 Ok(n) => done += n,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == std::io::ErrorKind::InvalidInput && self.direct => {
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if self.direct && refuses_direct(&e) => {
                     self.direct = false;
                     set_direct(&self.file, false);
                 }
@@ -224,10 +333,16 @@ fn reserve_space(file: &File, size: u64, part: &Path) -> Result<()> {
     if size == 0 {
         return Ok(());
     }
-    match fallocate(file, FallocateFlags::empty(), 0, size) {
+    match retry_on_intr(|| fallocate(file, FallocateFlags::empty(), 0, size)) {
         // Emulating it would write zeros; a file that grows as it is written does as well.
         Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
         Err(e) => Err(Error::io("cannot reserve space", part, &e.into())
             .hint("free some space, then run the same command again")),
     }
+}
+
+fn in_the_way(part: &Path) -> Error {
+    Error::new(Kind::Foreign, "something that is no file lies where an output is written")
+        .at(part)
+        .hint("move it away, or choose another folder with -o")
 }

@@ -63,6 +63,8 @@ pub struct Placed<'m> {
     pub rule: &'m TensorRule,
     /// Shape that the config implies; `None` if it lacks a number for that.
     pub shape: Option<&'m [u64]>,
+    /// Whether the config implies such a tensor.
+    pub expected: bool,
     /// Layer, counted from 0; MTP layers follow the ordinary ones.
     pub layer: Option<u32>,
     /// Routed expert, counted from 0.
@@ -273,7 +275,8 @@ impl Model {
             };
             let fits = fits && expert.is_none_or(|e| e < self.experts);
             let shape = bound.shape.as_deref();
-            fits.then_some(Placed { rule: &bound.rule, shape, layer, expert })
+            let expected = bound.expected;
+            fits.then_some(Placed { rule: &bound.rule, shape, expected, layer, expert })
         })
     }
 

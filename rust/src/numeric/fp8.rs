@@ -96,6 +96,30 @@ pub fn encode_with_scales(
     }
 }
 
+/// Raises `maxima`, one a block of each column of blocks, to the largest magnitudes of a tile that lies in one row of
+/// blocks. From the maxima of a whole block [`ScaleRule::scale`] makes the scale that [`encode`] would give it.
+///
+/// # Errors
+/// The first NaN or infinity of the tile; `maxima` are then unspecified.
+///
+/// # Panics
+/// As [`encode`].
+pub fn raise_maxima(
+    level: Level,
+    input: &Tile<'_>,
+    float: Float,
+    grid: Grid,
+    maxima: &mut [f32],
+) -> Result<(), NonFinite> {
+    input.check(float.bytes());
+    grid.check(input, maxima.len());
+    assert!(input.rows <= grid.block(input.cols).0, "{} rows in one row of blocks", input.rows);
+    if level == Level::Scalar {
+        return define_maxima(input, float, grid, maxima);
+    }
+    with_source!(float, S => kernel::raise_maxima::<S>(level, input, grid, maxima))
+}
+
 /// Decodes a tile of E4M3 codes into BF16, little-endian, row-major [rows, cols]: the f32 product of code and scale,
 /// rounded to BF16. A NaN code gives `0x7FC0` with its sign.
 ///
@@ -147,16 +171,26 @@ fn define_scales(
     encoding: &Encoding,
     scales: &mut [f32],
 ) -> Result<(), NonFinite> {
-    let mut largest = vec![0f32; scales.len()];
-    for Element { row, col, block, bytes } in elements(input, float.bytes(), encoding.grid) {
+    scales.fill(0.0);
+    define_maxima(input, float, encoding.grid, scales)?;
+    for scale in scales {
+        *scale = encoding.rule.scale(*scale);
+    }
+    Ok(())
+}
+
+fn define_maxima(
+    input: &Tile<'_>,
+    float: Float,
+    grid: Grid,
+    maxima: &mut [f32],
+) -> Result<(), NonFinite> {
+    for Element { row, col, block, bytes } in elements(input, float.bytes(), grid) {
         let value = float.read(bytes);
         if !value.is_finite() {
             return Err(NonFinite { row, col, value });
         }
-        largest[block] = largest[block].max(value.abs());
-    }
-    for (scale, largest) in scales.iter_mut().zip(largest) {
-        *scale = encoding.rule.scale(largest);
+        maxima[block] = maxima[block].max(value.abs());
     }
     Ok(())
 }

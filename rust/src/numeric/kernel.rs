@@ -40,6 +40,16 @@ pub(super) fn encode_with_scales<S: Source>(
     );
 }
 
+/// [`super::raise_maxima`] for every level but scalar.
+pub(super) fn raise_maxima<S: Source>(
+    level: Level,
+    input: &Tile<'_>,
+    grid: Grid,
+    maxima: &mut [f32],
+) -> Result<(), NonFinite> {
+    dispatch(level, RaiseMaxima::<S> { input, grid, maxima, source: PhantomData })
+}
+
 /// [`super::decode`] for every level but scalar.
 pub(super) fn decode(level: Level, q: &Tile<'_>, grid: Grid, scales: &[f32], out: &mut [u8]) {
     dispatch(level, Decode { q, grid, scales, out });
@@ -121,6 +131,34 @@ impl<S: Source> Kernel for EncodeWithScales<'_, S> {
                 q,
             );
         }
+    }
+}
+
+struct RaiseMaxima<'a, S> {
+    input: &'a Tile<'a>,
+    grid: Grid,
+    maxima: &'a mut [f32],
+    source: PhantomData<S>,
+}
+
+impl<S: Source> Kernel for RaiseMaxima<'_, S> {
+    type Output = Result<(), NonFinite>;
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) -> Self::Output {
+        let Self { input, grid, maxima, .. } = self;
+        let (_, wide) = grid.block(input.cols);
+        let mut top = 0;
+        for row in 0..input.rows {
+            let weights = S::split(input.row(row, S::FLOAT.bytes()));
+            for (weights, largest) in weights.chunks(wide).zip(&mut *maxima) {
+                let bits = largest_bits::<S>(weights);
+                top = bits.max(top);
+                *largest = S::widen(bits).max(*largest);
+            }
+        }
+        let found = (top >= S::INFINITE).then(|| find_non_finite(input, S::FLOAT)).flatten();
+        found.map_or(Ok(()), Err)
     }
 }
 

@@ -46,7 +46,7 @@ mod tile;
 pub use cast::cast_to_bf16;
 pub use dot::dots;
 pub use float::{Float, bf16_to_f32, f16_to_f32, f32_to_bf16};
-pub use fp8::{Encoding, Quotient, decode, encode, encode_with_scales};
+pub use fp8::{Encoding, Quotient, decode, encode, encode_with_scales, raise_maxima};
 pub use level::{Level, UnknownLevel};
 pub use moments::{Moments, moments, moments_of_codes};
 pub use prove::{Law, Scratch, Unproven, prove};

@@ -3,17 +3,17 @@
 //! It knows only what the executor will do, and walks every output as the executor would fill it:
 //! every byte is written exactly once, in order; every source tensor is used or listed as dropped;
 //! every rectangle lies inside its source and on the number format's grid; dtypes, shapes and
-//! sizes agree; no two outputs share a path. A plan that fails is a bug, so every failure is
-//! [`Kind::Internal`](crate::error::Kind::Internal).
+//! sizes agree. A plan that fails is a bug, so every failure is
+//! [`Kind::Internal`](crate::error::Kind::Internal); but for its paths, which the world names.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use super::data::{OutputFile, Plan, Step, Target, Task};
+use super::names;
 use crate::catalog::{Catalog, Tensor};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::header::{self, Entry, Header};
-use crate::io::root::check_name;
 use crate::numeric::{Grid, StoredScale};
 use crate::transform::{Op, float_of, grid_steps, scale_dtype_of};
 
@@ -21,7 +21,7 @@ use crate::transform::{Op, float_of, grid_steps, scale_dtype_of};
 pub fn check(catalog: &Catalog, plan: &Plan) -> Result<()> {
     let broken =
         |e: Error| Error { message: format!("the plan does not hold: {}", e.message), ..e };
-    check_paths(plan).map_err(broken)?;
+    names::check(catalog, plan)?;
     let mut used = vec![false; catalog.tensors.len()];
     for task in &plan.tasks {
         check_link(catalog, task).map_err(|e| broken(e.at(&task.name)))?;
@@ -34,18 +34,6 @@ pub fn check(catalog: &Catalog, plan: &Plan) -> Result<()> {
 
 fn fail(what: impl Into<String>) -> Error {
     Error::internal(what).hint("please report this with the command and the source's name")
-}
-
-fn check_paths(plan: &Plan) -> Result<()> {
-    let outputs = plan.tasks.iter().flat_map(|t| &t.outputs).map(|o| &o.path);
-    let mut seen = HashSet::new();
-    for path in outputs.chain(plan.sidecars.iter().map(|s| &s.path)) {
-        check_name(path)?;
-        if !seen.insert(path) {
-            return Err(fail("two outputs share a path").at(path));
-        }
-    }
-    Ok(())
 }
 
 /// Outputs that are linked have the source file's header, and its tensors where it has them.

@@ -8,9 +8,9 @@ use sha2::{Digest, Sha256};
 
 use super::request::Request;
 use crate::catalog::CONFIG;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exec::hash::hex;
-use crate::header::{self, Entry};
+use crate::header::{self, Allowance, Entry};
 use crate::io::link::Link;
 use crate::transform::Op;
 
@@ -232,6 +232,14 @@ impl OutputFile {
         Self { path, tensors, data_start, size, raw_header, fills: Vec::new() }
     }
 
+    /// Takes its header from the `allowance` of a plan; see [`take_tensors`].
+    pub(super) fn within(self, allowance: &Allowance) -> Result<Self> {
+        match allowance.take(self.data_start) {
+            Ok(()) => Ok(self),
+            Err(error) => Err(too_much(&error, &self.path)),
+        }
+    }
+
     /// Prefix and header.
     pub fn header(&self) -> Result<Vec<u8>> {
         match &self.raw_header {
@@ -247,24 +255,44 @@ impl OutputFile {
     }
 }
 
+/// Takes the tensors of a file from the `allowance` of a plan, before they are made: no plan holds
+/// more than any checkpoint that is read.
+///
+/// # Errors
+/// [`Kind::Impossible`](crate::error::Kind::Impossible) if that had not so many.
+pub(super) fn take_tensors(allowance: &Allowance, count: usize, path: &str) -> Result<()> {
+    allowance.take_tensors(count).map_err(|e| too_much(&e, path))
+}
+
+fn too_much(error: &Error, path: &str) -> Error {
+    Error::impossible(format!("too much for one plan: {}", error.message))
+        .at(path)
+        .hint("are these the tensors of a model? `lingconv inspect --tree` shows them")
+}
+
+/// The union of `ranges` as disjoint ascending ranges.
+pub(crate) fn merged(ranges: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+    let mut ranges: Vec<Range<u64>> = ranges.collect();
+    ranges.sort_unstable_by_key(|r| r.start);
+    let mut merged: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        match merged.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => merged.push(range),
+        }
+    }
+    merged
+}
+
 impl Step {
     /// Rows that any target needs, as disjoint ascending ranges: what nobody needs is not read.
     pub fn needed_rows(&self) -> Vec<Range<u64>> {
         let needed = self.targets.iter().filter(|t| !t.cols.is_empty() && !t.rows.is_empty());
-        let mut ranges: Vec<Range<u64>> = needed.map(|t| t.rows.clone()).collect();
-        ranges.sort_unstable_by_key(|r| r.start);
-        let mut merged: Vec<Range<u64>> = Vec::new();
-        for range in ranges {
-            match merged.last_mut() {
-                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-                _ => merged.push(range),
-            }
-        }
-        merged
+        merged(needed.map(|t| t.rows.clone()))
     }
 
     /// Bytes that `target` adds to `tensor`: its elements or, `scale_bytes` each, its scales.
-    fn bytes_for(&self, target: &Target, tensor: usize, scale_bytes: u64) -> u64 {
+    pub(crate) fn bytes_for(&self, target: &Target, tensor: usize, scale_bytes: u64) -> u64 {
         let rows = target.rows.end - target.rows.start;
         let cols = target.cols.end - target.cols.start;
         match self.op.grid() {
@@ -323,6 +351,12 @@ impl Plan {
         }
     }
 
+    /// Paths of all files but the manifest and the sums.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let data = self.tasks.iter().flat_map(|t| &t.outputs).map(|o| o.path.as_str());
+        data.chain(self.sidecars.iter().map(|s| s.path.as_str()))
+    }
+
     /// Whether only the files of some ranks are written.
     pub fn is_partial(&self) -> bool {
         self.request.reshard.as_ref().is_some_and(|r| r.rank.is_some())
@@ -331,9 +365,7 @@ impl Plan {
     /// Paths of all files but the manifest and the sums. Where stages have folders of their own,
     /// only what lies in them.
     pub fn files(&self) -> Vec<&str> {
-        let data = self.tasks.iter().flat_map(|t| &t.outputs).map(|o| o.path.as_str());
-        let small = self.sidecars.iter().map(|s| s.path.as_str());
-        let mut files: Vec<&str> = data.chain(small).collect();
+        let mut files: Vec<&str> = self.names().collect();
         let folder = |path: &str| path.split_once('/').map(|(folder, _)| folder.to_owned());
         let stages = self.request.reshard.as_ref().map_or(1, |r| r.pp);
         let of_data = self.tasks.first().and_then(|t| folder(&t.outputs.first()?.path));

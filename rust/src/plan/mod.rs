@@ -4,6 +4,7 @@
 //! - [`request`]: what the user asked for, as it is saved and recorded
 //! - [`check`]: the proof that a plan writes every byte once and loses nothing; shares no code
 //!   with the planners
+//! - `names`: the paths that an output may have
 //! - [`quantize`], [`dequantize`], [`reshard`]: one planner a verb, over [`shard_task`] and [`select`]
 //! - [`original`]: a re-sharded folder, opened as what it was cut from
 //! - [`sidecars`]: config.json, index and the files carried over
@@ -13,6 +14,7 @@ pub mod check;
 pub mod data;
 pub mod dequantize;
 pub mod explain;
+mod names;
 pub mod original;
 pub mod quantize;
 pub mod request;

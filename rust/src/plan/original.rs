@@ -18,19 +18,18 @@ use super::data::{OutputFile, Plan, Step, Target, Task};
 use super::request::Request;
 use super::reshard::Reshard;
 use super::shard_task::plan_shards;
-use crate::catalog::{Catalog, MANIFEST, MAX_INDEX, ReadHeader, read_headers};
+use crate::catalog::{
+    Catalog, MANIFEST, MAX_INDEX, MAX_MANIFEST, MAX_TENSORS, ReadHeader, read_headers,
+};
 use crate::dialect::Dialect;
 use crate::error::{Error, Result};
 use crate::exec::hash::hex;
-use crate::header::{self, Header};
+use crate::header::{self, Allowance, Header};
 use crate::io::{Root, Stamp};
 use crate::numeric::{Float, Grid};
 use crate::pieces::{InPieces, Piece, PieceFile, Pieces, Stored};
 use crate::target::Form;
 use crate::transform::Op;
-
-/// Longest manifest that is read; that of Ling-1T for 32 ranks has some 30 MB.
-pub(in crate::plan) const MAX_MANIFEST: u64 = 1 << 30;
 
 #[derive(Deserialize)]
 struct Glance {
@@ -138,11 +137,12 @@ impl Source {
     /// The catalog of the original, from the headers that the manifest holds.
     fn catalog(self, root: &Root) -> Result<Catalog> {
         let mut shards = Vec::with_capacity(self.shards.len());
+        let allowance = Allowance::of_tensors(MAX_TENSORS);
         for shard in self.shards {
             crate::io::root::check_name(&shard.name)?;
             let name = shard.name.clone();
             let read = shard
-                .read()
+                .read(&allowance)
                 .map_err(|e| Error { message: format!("header of {name}: {}", e.message), ..e })?;
             shards.push((name, read));
         }
@@ -156,8 +156,9 @@ impl Source {
 }
 
 impl SourceShard {
-    fn read(&self) -> Result<ReadHeader> {
-        let raw = inflate(&self.header, header::PREFIX + header::MAX_HEADER)?;
+    fn read(&self, allowance: &Allowance) -> Result<ReadHeader> {
+        let raw = inflate(&self.header, allowance.left().min(self.size))?;
+        allowance.take(raw.len() as u64)?;
         if hex(&Sha256::digest(&raw)) != self.header_sha256 {
             return Err(Error::invalid("its digest is another"));
         }
@@ -168,7 +169,9 @@ impl SourceShard {
         if length != json.len() as u64 {
             return Err(Error::invalid("its prefix gives another length"));
         }
-        let header = Header::parse(json, self.size - header::PREFIX - length)?;
+        let mut header =
+            Header::parse_within(json, self.size - header::PREFIX - length, allowance)?;
+        header.metadata = Vec::new();
         let stamp = Stamp { size: self.size, mtime_ns: 0, ctime_ns: 0, shared: false };
         Ok(ReadHeader { header, raw, stamp })
     }

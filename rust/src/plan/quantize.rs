@@ -54,7 +54,7 @@ pub fn plan(catalog: &Catalog, request: &Request) -> Result<Plan> {
         dropped,
         sidecars,
         config_changes,
-        warnings: warnings(catalog, model.as_ref(), request),
+        warnings: warnings(catalog, model.as_ref(), request)?,
         launch: Vec::new(),
         expected: Vec::new(),
         ranks: Vec::new(),
@@ -182,7 +182,7 @@ fn compressed_tensors(strategy: Strategy, block: &Value) -> Value {
     })
 }
 
-fn warnings(catalog: &Catalog, model: Option<&Model>, request: &Request) -> Vec<String> {
+fn warnings(catalog: &Catalog, model: Option<&Model>, request: &Request) -> Result<Vec<String>> {
     let mut warnings = catalog.warnings.clone();
     let mtp = |name: &str| in_mtp_layer(model, model.and_then(|m| m.role_of(name)));
     if !request.drop_mtp && catalog.tensors.iter().any(|t| mtp(&t.name)) {
@@ -196,8 +196,8 @@ fn warnings(catalog: &Catalog, model: Option<&Model>, request: &Request) -> Vec<
         let names = request.nonfinite.join(", ");
         warnings.push(format!("kept unquantised for their NaN or infinity: {names}"));
     }
-    if catalog.root.resolve(MANIFEST).is_ok_and(|m| m.is_some()) {
+    if catalog.root.resolve(MANIFEST)?.is_some() {
         warnings.push(format!("the source was written by lingconv ({MANIFEST})"));
     }
-    warnings
+    Ok(warnings)
 }

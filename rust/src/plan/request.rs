@@ -3,14 +3,19 @@
 use serde::{Deserialize, Serialize};
 
 use super::reshard::Reshard;
-use crate::catalog::Catalog;
+use super::select;
+use crate::catalog::{Catalog, MAX_TENSORS};
 use crate::dialect::{Dialect, ScaleKind};
 use crate::error::{Error, Kind, Result};
+use crate::json::at_most;
 use crate::model::{Architecture, Model};
 use crate::numeric::Arith;
 
 /// Largest factor of `--rope-yarn`; longer contexts have not been published for any model.
 const MAX_YARN: f64 = 1024.0;
+
+/// Patterns of an option that are read; the planner takes fewer, and says so.
+const MAX_PATTERNS: usize = 10_000;
 
 /// What kind of plan to make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,10 +67,10 @@ pub struct Request {
     #[serde(default = "default_arith")]
     pub scale_arith: Arith,
     /// Globs over tensor names: encode only these.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "at_most::<_, _, MAX_PATTERNS>")]
     pub only: Vec<String>,
     /// Globs over tensor names: never encode these.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "at_most::<_, _, MAX_PATTERNS>")]
     pub skip: Vec<String>,
     /// Encode routed experts alone.
     #[serde(default)]
@@ -74,7 +79,7 @@ pub struct Request {
     #[serde(default)]
     pub keep_nonfinite: bool,
     /// Tensors found to hold NaN or infinity while streaming, under `keep_nonfinite`.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "at_most::<_, _, MAX_TENSORS>")]
     pub nonfinite: Vec<String>,
     /// Leave out the MTP layers.
     #[serde(default)]
@@ -118,7 +123,33 @@ impl Request {
                 "--rope-yarn takes a factor above 1 and at most {MAX_YARN}, not {factor}"
             ))),
             _ => self.reshard.as_ref().map_or(Ok(()), Reshard::check),
+        }?;
+        self.check_combination()?;
+        select::check_patterns(&self.only, &self.skip)
+    }
+
+    /// Refuses fields that no command line gives together.
+    fn check_combination(&self) -> Result<()> {
+        let refuse = |what: &str| Err(Error::usage(format!("a request {what}")));
+        if self.reshard.is_some() != (self.verb == Verb::Reshard) {
+            return refuse("has a layout of ranks if, and only if, it is to reshard");
         }
+        if !self.nonfinite.is_empty() && !self.keep_nonfinite {
+            return refuse("names tensors to keep, yet none may be kept");
+        }
+        let chooses = !self.only.is_empty() || !self.skip.is_empty() || self.experts_only;
+        let measures = self.prove || self.report || self.keep_nonfinite;
+        let encodes = match &self.reshard {
+            Some(ask) => ask.format.is_some(),
+            None => self.verb == Verb::Quantize,
+        };
+        if (chooses || measures) && !encodes {
+            return refuse("has options of encoding, yet encodes nothing");
+        }
+        if self.drop_mtp && self.reshard.as_ref().is_some_and(|ask| ask.keep_mtp) {
+            return refuse("to keep the MTP layers and to drop them");
+        }
+        Ok(())
     }
 
     /// The dialect asked for.

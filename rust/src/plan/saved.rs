@@ -3,6 +3,7 @@
 //! A saved plan holds the request, the catalog's digest and the plan's digest. It names no folder,
 //! so it can be reviewed here and run there, against a copy of the same checkpoint.
 
+use serde::de::{Deserializer, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
 use super::data::{FORMAT, Plan};
@@ -28,6 +29,7 @@ pub struct SavedPlan {
     catalog_digest: String,
     plan_digest: String,
     /// What it does, as it was reviewed; not read back.
+    #[serde(deserialize_with = "skip")]
     summary: serde_json::Value,
 }
 
@@ -58,6 +60,7 @@ impl SavedPlan {
             ))
             .hint("save the plan again with this version of lingconv"));
         }
+        saved.request.check()?;
         Ok(saved)
     }
 
@@ -89,6 +92,50 @@ impl SavedPlan {
     }
 }
 
+/// Reads past a value without building it.
+fn skip<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<serde_json::Value, D::Error> {
+    IgnoredAny::deserialize(from).map(|_| serde_json::Value::Null)
+}
+
 fn short(digest: &str) -> &str {
     digest.get(..12).unwrap_or(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn saved(request: &str) -> Result<SavedPlan> {
+        SavedPlan::parse(&format!(
+            r#"{{"schema":"{SCHEMA}","format":{FORMAT},"tool":"0","request":{request},
+            "catalog_digest":"","plan_digest":"","summary":[[[]]]}}"#
+        ))
+    }
+
+    #[test]
+    fn a_saved_request_is_checked_like_one_that_is_typed() {
+        let cut = |rest: &str| {
+            let rest = format!(r#"{{"target":"hf",{rest}}}"#);
+            saved(&format!(r#"{{"verb":"reshard","reshard":{rest}}}"#))
+        };
+        assert!(saved(r#"{"verb":"quantize"}"#).is_ok() && cut(r#""tp":2,"pp":1,"ep":1"#).is_ok());
+        let wrong = [
+            cut(r#""tp":0,"pp":1,"ep":1"#),
+            cut(r#""tp":1,"pp":4000000000,"ep":1"#),
+            cut(r#""tp":1,"pp":1,"ep":1,"shard_size":0"#),
+            cut(r#""tp":1,"pp":1,"ep":1,"rank":{"pp":1}"#),
+            cut(r#""tp":4096,"pp":2,"ep":1"#),
+            cut(r#""tp":1,"pp":1,"ep":1,"earlier":[{"pp":0}]"#),
+            cut(r#""tp":1,"pp":1,"ep":1,"unknown":0"#),
+            saved(r#"{"verb":"reshard"}"#),
+            saved(r#"{"verb":"quantize","reshard":{"target":"hf","tp":1,"pp":1,"ep":1}}"#),
+            saved(r#"{"verb":"quantize","rope_yarn":1e9}"#),
+            saved(r#"{"verb":"quantize","nonfinite":["a"]}"#),
+            saved(r#"{"verb":"quantize","only":["[a"]}"#),
+            saved(r#"{"verb":"dequantize","prove":true}"#),
+        ];
+        for (case, result) in wrong.into_iter().enumerate() {
+            assert_eq!(result.unwrap_err().kind, Kind::Usage, "case {case}");
+        }
+    }
 }

@@ -65,6 +65,12 @@ impl Pattern {
     }
 }
 
+/// Refuses patterns that are none.
+pub(super) fn check_patterns(only: &[String], skip: &[String]) -> Result<()> {
+    Pattern::compile("--only", only)?;
+    Pattern::compile("--skip", skip).map(drop)
+}
+
 /// Chooses for every tensor of the catalog, in its order.
 pub(super) fn select(
     catalog: &Catalog,

@@ -1,10 +1,10 @@
 //! One source shard to one output shard: collects what becomes of each tensor, then orders it.
 
-use super::data::{OutputFile, Step, Target, Task};
-use crate::catalog::{Catalog, Tensor};
+use super::data::{OutputFile, Step, Target, Task, take_tensors};
+use crate::catalog::{Catalog, MAX_TENSORS, Tensor};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::header::{DATA_ALIGNMENT, Entry};
+use crate::header::{Allowance, DATA_ALIGNMENT, Entry};
 use crate::numeric::{Encoding, StoredScale};
 use crate::transform::Op;
 
@@ -77,10 +77,12 @@ impl ShardTask {
     }
 
     /// The task that writes `path`; `None` if nothing of the shard is left.
-    pub(super) fn finish(mut self, path: &str) -> Result<Option<Task>> {
+    pub(super) fn finish(mut self, path: &str, allowance: &Allowance) -> Result<Option<Task>> {
         if self.items.is_empty() {
             return Ok(None);
         }
+        let count = self.items.iter().map(|item| item.entries.len()).sum();
+        take_tensors(allowance, count, path)?;
         self.items.sort_by_key(Item::order);
         let (mut entries, mut steps) = (Vec::new(), Vec::new());
         for item in self.items {
@@ -96,7 +98,7 @@ impl ShardTask {
             steps.push(Step { source, rows, cols, op, targets: vec![target] });
             entries.extend(item.entries);
         }
-        let output = OutputFile::new(path.to_owned(), entries)?;
+        let output = OutputFile::new(path.to_owned(), entries)?.within(allowance)?;
         Ok(Some(Task { name: path.to_owned(), outputs: vec![output], steps, link: None }))
     }
 }
@@ -122,12 +124,13 @@ pub(super) fn plan_shards(
     mut plan_tensor: impl FnMut(&mut ShardTask, u32, &Tensor) -> Result<()>,
 ) -> Result<Vec<Task>> {
     let mut tasks = Vec::with_capacity(catalog.shards.len());
+    let allowance = Allowance::of_tensors(MAX_TENSORS);
     for shard in &catalog.shards {
         let mut task = ShardTask::default();
         for index in shard.first..shard.first + shard.count {
             plan_tensor(&mut task, index as u32, &catalog.tensors[index])?;
         }
-        tasks.extend(task.finish(&shard.name)?);
+        tasks.extend(task.finish(&shard.name, &allowance)?);
     }
     Ok(tasks)
 }

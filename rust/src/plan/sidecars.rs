@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
@@ -22,8 +23,8 @@ const CARRIED_NAMES: [&str; 3] = ["LICENSE", "NOTICE", "USAGE_POLICY"];
 const REPLACED: [&str; 5] = [CONFIG, INDEX, MANIFEST, "SHA256SUMS", NOTES];
 /// What `reshard` says about its output.
 pub(super) const NOTES: &str = "LINGCONV.md";
-/// Largest file carried over, in bytes.
-const MAX_CARRIED: u64 = 256 << 20;
+/// Largest file carried over, in bytes; tokenizers have up to 40 MB.
+pub(crate) const MAX_CARRIED: u64 = 128 << 20;
 /// Subfolders of remote code are carried over this deep.
 const DEPTH: usize = 2;
 
@@ -110,7 +111,7 @@ pub(super) fn plan(
         Index::Raw(bytes) => sidecars.push(made(INDEX, bytes)),
         Index::Tasks(tasks) => {
             for (folder, outputs) in by_folder(tasks, &wanted.folders) {
-                sidecars.push(made(&format!("{folder}{INDEX}"), pretty(&index(&outputs))?));
+                sidecars.push(made(&format!("{folder}{INDEX}"), pretty(&IndexText::of(&outputs))?));
             }
         }
     }
@@ -183,17 +184,39 @@ fn by_folder<'a>(tasks: &'a [Task], folders: &[String]) -> BTreeMap<String, Vec<
 }
 
 /// The index of outputs that lie in one folder, with the true total size.
-fn index(outputs: &[Indexed]) -> Value {
-    let total: u64 = outputs.iter().map(|(_, o)| o.size - o.data_start).sum();
-    let mut names: Vec<(&str, &str)> =
-        outputs.iter().flat_map(|(path, o)| o.tensors.iter().map(|t| (&*t.name, *path))).collect();
-    names.sort_unstable();
-    let map: Map<String, Value> =
-        names.into_iter().map(|(name, path)| (name.to_owned(), path.into())).collect();
-    json!({ "metadata": { "total_size": total }, "weight_map": map })
+#[derive(Serialize)]
+struct IndexText<'a> {
+    metadata: IndexMetadata,
+    #[serde(serialize_with = "as_map")]
+    weight_map: Vec<(&'a str, &'a str)>,
 }
 
-fn pretty(value: &Value) -> Result<Vec<u8>> {
+#[derive(Serialize)]
+struct IndexMetadata {
+    total_size: u64,
+}
+
+impl<'a> IndexText<'a> {
+    fn of(outputs: &[Indexed<'a>]) -> Self {
+        let total_size = outputs.iter().map(|(_, o)| o.size - o.data_start).sum();
+        let names = |(path, o): &Indexed<'a>| {
+            let path = *path;
+            o.tensors.iter().map(move |t| (&*t.name, path))
+        };
+        let mut weight_map: Vec<_> = outputs.iter().flat_map(names).collect();
+        weight_map.sort_unstable();
+        Self { metadata: IndexMetadata { total_size }, weight_map }
+    }
+}
+
+fn as_map<S: Serializer>(
+    pairs: &[(&str, &str)],
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().copied())
+}
+
+fn pretty(value: &impl Serialize) -> Result<Vec<u8>> {
     let mut bytes = serde_json::to_vec_pretty(value)
         .map_err(|e| Error::internal(format!("cannot write JSON: {e}")))?;
     bytes.push(b'\n');
@@ -214,16 +237,20 @@ fn in_stage_folder(name: &str) -> bool {
     number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
+/// Whether a name is that of a configuration, tokenizer, document or piece of code.
+pub(super) fn is_small_file(name: &str) -> bool {
+    let path = Path::new(name);
+    let file_name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    match path.extension().and_then(|e| e.to_str()) {
+        Some(ending) => CARRIED.contains(&ending),
+        None => CARRIED_NAMES.iter().any(|carried| carried.eq_ignore_ascii_case(file_name)),
+    }
+}
+
 fn carried(catalog: &Catalog) -> Result<Vec<Sidecar>> {
     let mut sidecars = Vec::new();
     for name in catalog.root.names(DEPTH)? {
-        let path = Path::new(&name);
-        let ending = path.extension().and_then(|e| e.to_str());
-        let file_name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        let wanted = match ending {
-            Some(ending) => CARRIED.contains(&ending),
-            None => CARRIED_NAMES.contains(&file_name),
-        };
+        let wanted = is_small_file(&name);
         let replaced = REPLACED.contains(&&*name) || name.ends_with(".safetensors.index.json");
         // Stage folders hold copies of what lies beside them.
         if !wanted || replaced || (catalog.pieces.is_some() && in_stage_folder(&name)) {

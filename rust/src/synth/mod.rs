@@ -19,6 +19,7 @@ use crate::error::{Error, Kind, Result};
 use crate::header;
 use crate::io::{Mode, PAGE, PartWriter, small};
 use crate::model::Architecture;
+use crate::threads;
 use layout::Shard;
 use preset::Preset;
 pub use preset::presets;
@@ -180,7 +181,11 @@ fn write_shards(
     };
     std::thread::scope(|scope| {
         for _ in 0..options.jobs.clamp(1, shards.len().max(1)) {
-            scope.spawn(work);
+            if let Err(error) = threads::spawn(scope, work) {
+                first_error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                stop.store(true, Ordering::Relaxed);
+                break;
+            }
         }
     });
     first_error.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
@@ -195,7 +200,7 @@ fn write_shard(
     let head = header::encode(&shard.entries)?;
     let size = head.len() as u64 + shard.data_len;
     let capacity = WRITE_BUFFER.min(size.next_multiple_of(PAGE) as usize);
-    let mut writer = PartWriter::open(path, size, Mode::Auto, capacity, 0)?;
+    let mut writer = PartWriter::create(path, size, Mode::Auto, capacity)?;
     writer.write(&head)?;
     for tensor in &shard.tensors {
         producer.produce(tensor, &mut |bytes| {

@@ -31,7 +31,7 @@ pub(super) struct Compared<'a> {
     job: &'a FileJob<'a>,
     output: &'a OutputFile,
     /// Why there is none, if there is none.
-    file: std::result::Result<SourceFile, String>,
+    file: Result<SourceFile>,
     /// Bytes read at a time.
     chunk: usize,
     buffer: AlignedBuf,
@@ -55,7 +55,7 @@ impl<'a> Compared<'a> {
         Self {
             job,
             output,
-            file: SourceFile::open(root, &job.name, io).map_err(|e| e.message),
+            file: SourceFile::open(root, &job.name, io),
             chunk,
             buffer: AlignedBuf::default(),
             ready: 0..0,
@@ -73,7 +73,7 @@ impl<'a> Compared<'a> {
         match file.read(&mut self.buffer, self.position, length) {
             Ok(range) => self.ready = range,
             Err(error) => {
-                self.file = Err(error.message);
+                self.file = Err(error);
                 return None;
             }
         }
@@ -113,13 +113,18 @@ impl<'a> Compared<'a> {
     }
 
     /// What was found, given what should have been; `origin` says what makes a byte of a tensor.
-    pub(super) fn finish(self, made: DoneOutput, origin: &dyn Fn(usize, u64) -> String) -> Reading {
+    pub(super) fn finish(
+        self,
+        made: DoneOutput,
+        origin: &dyn Fn(usize, u64) -> String,
+    ) -> Result<Reading> {
         let mut reading = Reading { bytes: self.position, ..Reading::default() };
-        let read = self.file.and_then(|file| file.check_unchanged().map_err(|e| e.message));
-        if let Err(message) = read {
+        let read = self.file.and_then(|file| file.check_unchanged());
+        if let Err(error) = read {
+            let message = error.about_file()?.message;
             let finding = Finding::failure(Category::Unreadable, &self.job.name, message);
             reading.findings.push(finding);
-            return reading;
+            return Ok(reading);
         }
         let named = self.differences.iter().take(MAX_NAMED);
         for (part, Difference { at, found, made, bytes }) in named {
@@ -150,7 +155,7 @@ impl<'a> Compared<'a> {
             compare(self.job, &found, &mut reading, tensor_named);
             reading.verified += usize::from(self.job.digests.is_empty());
         }
-        reading
+        Ok(reading)
     }
 }
 

@@ -4,15 +4,12 @@
 use globset::GlobMatcher;
 use serde::Deserialize;
 
-use crate::catalog::{CONFIG, INDEX, MANIFEST};
+use crate::catalog::{CONFIG, INDEX, MANIFEST, MAX_MANIFEST};
 use crate::error::{Error, Result};
 use crate::io::Root;
 use crate::io::root::check_name;
 use crate::model::parallel::{MAX_RANKS, RankOnly};
 use crate::target::{Form, Target};
-
-/// Longest manifest that is read.
-const MAX_MANIFEST: u64 = 1 << 30;
 
 #[derive(Deserialize)]
 struct Manifest {
@@ -74,10 +71,12 @@ impl Cut {
     }
 
     /// What the folder's own manifest says.
-    pub(super) fn read(root: &Root) -> Option<Self> {
-        let bytes = root.read(MANIFEST, MAX_MANIFEST).ok()??;
-        let manifest: Manifest = serde_json::from_slice(&bytes).ok()?;
-        Self::of(&manifest.request, manifest.files.into_iter().map(|f| f.path).collect())
+    pub(super) fn read(root: &Root) -> Result<Option<Self>> {
+        let read = root.read(MANIFEST, MAX_MANIFEST);
+        let bytes = read.or_else(|e| e.about_file().map(|_| None))?;
+        let manifest = bytes.and_then(|b| serde_json::from_slice::<Manifest>(&b).ok());
+        let files = |m: &Manifest| m.files.iter().map(|f| f.path.clone()).collect();
+        Ok(manifest.and_then(|m| Self::of(&m.request, files(&m))))
     }
 
     /// Files with tensors, of all ranks.

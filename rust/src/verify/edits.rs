@@ -5,13 +5,14 @@ use serde_json::Value;
 use super::digests::Truth;
 use crate::catalog::MAX_CONFIG;
 use crate::io::Root;
+use crate::json;
 
 /// Most keys that a message names.
 const MAX_NAMED: usize = 20;
 
 /// The keys in which the file `name` differs from what a source of truth holds of it, in words.
 pub(super) fn words(root: &Root, name: &str, truths: &[Truth]) -> String {
-    let parse = |text: &[u8]| serde_json::from_slice::<Value>(text).ok();
+    let parse = |text: &[u8]| json::value(text).ok();
     let published = truths.iter().find_map(|t| parse(t.config.as_ref()?.as_bytes()));
     let Some(published) = published else {
         return "only its digest is known, so the keys that differ cannot be named".into();

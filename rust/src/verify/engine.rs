@@ -1,26 +1,28 @@
 //! The verification itself: which files there should be, how large, with which bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
+use std::thread::ScopedJoinHandle;
 
 use super::cut::Cut;
 use super::digests::{self, Expected, Truth};
-use super::findings::{Category, Finding, Report, UsedTruth, Verdict};
+use super::findings::{Category, Finding, Findings, FromMemory, Report, UsedTruth, Verdict};
 use super::reading::{FileJob, Pass, Reading, read_files};
 use super::remake::Remake;
 use super::selection::{Selection, Subset};
-use super::state::SavedState;
+use super::state::{Remembering, SavedState};
 use super::structure::{Structure, examine, stand_in, start_of};
 use super::{Level, edits, experts, folder};
 use crate::catalog::{CONFIG, MANIFEST};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::exec::Progress;
 use crate::exec::publish::{SELF_ATTESTED, SUMS, sum_line};
 use crate::experts::Survey;
 use crate::io::{Mode, Root, small};
 use crate::model::parallel::RankOnly;
+use crate::threads;
 
 /// Form of the report.
 const SCHEMA: &str = "lingconv.verify/1";
@@ -52,12 +54,10 @@ pub struct Options {
     pub jobs: usize,
     /// How bulk data moves.
     pub io: Mode,
-    /// Folder in which digests are remembered between runs; `None`: nowhere.
-    pub state: Option<PathBuf>,
-    /// Ignore what is remembered.
-    pub fresh: bool,
-    /// Write the SHA-256 of every file looked at to this file.
-    pub write_sums: Option<PathBuf>,
+    /// How digests are remembered between runs; `None`: not at all.
+    pub remembering: Option<Remembering>,
+    /// Report the SHA-256 of every file looked at.
+    pub sums: bool,
 }
 
 /// Verifies the folder `path`.
@@ -67,27 +67,25 @@ pub fn verify(path: &Path, options: &Options, progress: &Progress) -> Result<Rep
     let names = root.names(folder::DEPTH)?;
     let read = options.truths.iter().any(|t| t.kind == digests::Kind::Manifest);
     let told = options.truths.iter().find_map(|t| t.cut.clone());
-    let cut = if read { told } else { Cut::read(&root) };
+    let cut = if read { told } else { Cut::read(&root)? };
     let selection = Selection::new(&options.files, options.rank, cut.as_ref(), &names)?;
     let selected = |name: &str| selection.has(name);
     let structure = examine(&root, &names, cut.as_ref(), &selected)?;
-    let mut run = Verification { root, options, names, structure, findings: Vec::new() };
-    run.findings.append(&mut run.structure.findings);
+    let mut run = Verification { root, options, names, structure, findings: Findings::default() };
+    run.findings = std::mem::take(&mut run.structure.findings);
     run.findings.extend(options.damaged_truths.iter().cloned());
-    run.findings.extend(folder::leftovers(&run.root, &run.names));
+    run.findings.extend(folder::leftovers(&run.root, &run.names)?);
     run.check_lists(&selected);
     let sound = run.check_sizes(&selected);
     let mut reading = run.read(sound, progress)?;
     let sums = std::mem::take(&mut reading.sums);
-    let report = run.report(reading, &selected);
-    if let Some(path) = &options.write_sums {
-        write_sums(path, sums, &report)?;
-    }
+    let mut report = run.report(reading, &selected);
+    report.sums = options.sums.then(|| text_of_sums(sums, &report));
     Ok(report)
 }
 
-/// Writes sums that `sha256sum -c` takes, marked as our own word unless a trusted source agreed.
-fn write_sums(path: &Path, mut sums: Vec<(String, String)>, report: &Report) -> Result<()> {
+/// Sums that `sha256sum -c` takes, marked as our own word unless a trusted source agreed.
+fn text_of_sums(mut sums: Vec<(String, String)>, report: &Report) -> String {
     sums.sort_unstable();
     // That a source makes the same bytes again says nothing about the source.
     let told = |t: &UsedTruth| !t.self_attested && t.kind != digests::Kind::Source.to_string();
@@ -96,7 +94,7 @@ fn write_sums(path: &Path, mut sums: Vec<(String, String)>, report: &Report) -> 
         && report.truths.iter().any(told);
     let mut text = if trusted { String::new() } else { SELF_ATTESTED.to_owned() };
     text.extend(sums.iter().map(|(name, sum)| sum_line(name, sum)));
-    small::write_durable(path, text.as_bytes())
+    text
 }
 
 struct Verification<'a> {
@@ -104,7 +102,7 @@ struct Verification<'a> {
     options: &'a Options,
     names: Vec<String>,
     structure: Structure,
-    findings: Vec<Finding>,
+    findings: Findings,
 }
 
 /// Whether a file is the model's configuration, or a stage's copy of it.
@@ -124,17 +122,16 @@ impl Verification<'_> {
 
     fn size(&self, name: &str) -> Option<u64> {
         let path = self.root.resolve(name).ok().flatten()?;
-        small::size(&path)
+        small::size(&path).ok().flatten()
     }
 
     /// Missing and extra files, mixed revisions.
     fn check_lists(&mut self, selected: &dyn Fn(&str) -> bool) {
-        let mut findings = Vec::new();
+        let mut findings = std::mem::take(&mut self.findings);
         let present: BTreeSet<&str> = self.names.iter().map(String::as_str).collect();
-        let known: BTreeSet<&str> = self.findings.iter().map(|f| f.file.as_str()).collect();
         let required = &self.structure.required;
         for name in required.iter().filter(|n| selected(n)) {
-            if !present.contains(name.as_str()) && !known.contains(name.as_str()) {
+            if !present.contains(name.as_str()) && !findings.has(name) {
                 let message = "required, and not in the folder";
                 findings.push(Finding::failure(Category::Missing, name, message));
             }
@@ -163,19 +160,18 @@ impl Verification<'_> {
                 }
             }
         }
-        findings.dedup();
-        self.findings.extend(findings);
+        self.findings = findings;
     }
 
     /// Compares sizes; the files that may be read are returned with their sizes.
     fn check_sizes(&mut self, selected: &dyn Fn(&str) -> bool) -> Vec<(String, u64)> {
         let mut sound = Vec::new();
-        let mut findings = Vec::new();
+        let mut findings = std::mem::take(&mut self.findings);
         for name in self.names.iter().filter(|n| selected(n) && !folder::is_leftover(n)) {
             // What is known already says more: a pointer, an error page, a cut header.
-            let told = || self.findings.iter().any(|f| f.file == *name && f.failure);
+            let told = findings.has_failed(name);
             let Some(size) = self.size(name) else {
-                if !told() {
+                if !told {
                     findings.push(Finding::failure(Category::Unreadable, name, "cannot be opened"));
                 }
                 continue;
@@ -184,14 +180,14 @@ impl Verification<'_> {
             let wrong = sizes.find(|(_, s)| *s != size).map(|(t, s)| (t.origin.clone(), s));
             match wrong {
                 Some((origin, wanted)) if self.options.level >= Level::Sizes => {
-                    if !told() {
+                    if !told {
                         findings.push(self.size_finding(name, size, wanted, &origin));
                     }
                 }
                 _ => sound.push((name.clone(), size)),
             }
         }
-        self.findings.extend(findings);
+        self.findings = findings;
         sound
     }
 
@@ -210,9 +206,6 @@ impl Verification<'_> {
     /// The files that the level asks to be read, the largest first.
     fn jobs(&self, sound: Vec<(String, u64)>) -> Vec<FileJob<'_>> {
         let content = self.options.level == Level::Content;
-        let failed = |name: &str| {
-            self.findings.iter().any(|f| f.category == Category::Header && f.file == name)
-        };
         if self.options.level < Level::Checksums {
             return Vec::new();
         }
@@ -227,7 +220,7 @@ impl Verification<'_> {
             let expected: Vec<&Expected> = self.expected(&name).map(|(_, e)| e).collect();
             let digests = expected.iter().flat_map(|e| e.digests.clone()).collect::<Vec<_>>();
             let scanned = content && shards.contains_key(name.as_str());
-            let sum = self.options.write_sums.is_some();
+            let sum = self.options.sums;
             let survey = self.options.experts.as_ref().and_then(|s| s.as_ref().ok());
             let survey = survey.filter(|survey| survey.wants(&name));
             let unread = digests.is_empty() && !scanned && !sum && survey.is_none();
@@ -235,7 +228,8 @@ impl Verification<'_> {
                 continue;
             }
             let tensors = expected.iter().flat_map(|e| e.tensors.clone()).collect();
-            let shard = shards.get(name.as_str()).copied().filter(|_| !failed(&name));
+            let shard =
+                shards.get(name.as_str()).copied().filter(|_| !self.findings.has_of_header(&name));
             let content = scanned;
             jobs.push(FileJob { name, size, digests, tensors, shard, content, sum, survey });
         }
@@ -254,6 +248,7 @@ impl Verification<'_> {
         let total = plain.iter().map(|j| j.size).sum();
         progress.total.store(total, Ordering::Relaxed);
         let mut reading = self.read_plain(&plain, progress)?;
+        reading.asked = plain.len() + remade.len();
         if let Some(remake) = &self.options.remake {
             reading.merge(remake.compare(&self.root, remade, self.options, progress)?);
         }
@@ -261,33 +256,49 @@ impl Verification<'_> {
     }
 
     fn read_plain(&self, jobs: &[FileJob], progress: &Progress) -> Result<Reading> {
-        let saved = match &self.options.state {
-            Some(state) => Some(SavedState::open(state, self.root.path(), self.options.fresh)?),
-            None => None,
-        };
-        let threads = match self.options.jobs {
+        let remembering = self.options.remembering.as_ref();
+        let saved = remembering.map(|r| SavedState::open(r, self.root.path(), progress));
+        let count = match self.options.jobs {
             0 => std::thread::available_parallelism().map_or(2, usize::from),
             jobs => jobs,
         };
         let pass = Pass { root: &self.root, io: self.options.io, saved: saved.as_ref(), progress };
         let queue = Mutex::new(jobs.iter());
         let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let read = || read_files(pass, next).inspect_err(|_| progress.set_halt(true));
         std::thread::scope(|scope| {
-            let workers: Vec<_> =
-                (0..threads).map(|_| scope.spawn(|| read_files(pass, next))).collect();
-            let joined: Vec<_> =
-                workers.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+            let workers: Vec<_> = (0..count)
+                .map(|_| threads::spawn(scope, read))
+                .map(|w| w.inspect_err(|_| progress.set_halt(true)))
+                .collect();
+            let panicked = || Err(Error::internal("a reading thread panicked"));
+            let join =
+                |worker: Result<ScopedJoinHandle<_>>| worker?.join().unwrap_or_else(|_| panicked());
+            let joined: Vec<Result<Reading>> = workers.into_iter().map(join).collect();
             let mut reading = Reading::default();
+            let mut failed = None;
             for one in joined {
-                reading.merge(one.map_err(|_| Error::internal("a reading thread panicked"))??);
+                match one {
+                    Ok(read) => reading.merge(read),
+                    // What stopped the others comes before their being stopped.
+                    Err(e) if e.kind != Kind::Cancelled => return Err(e),
+                    Err(e) => failed = Some(e),
+                }
             }
-            Ok(reading)
+            reading.forgetful = saved.as_ref().and_then(SavedState::problem);
+            failed.map_or(Ok(reading), Err)
         })
     }
 
-    fn report(mut self, reading: Reading, selected: &dyn Fn(&str) -> bool) -> Report {
+    fn report(mut self, mut reading: Reading, selected: &dyn Fn(&str) -> bool) -> Report {
+        // Threads end in any order; which findings are told must not depend on it.
+        reading.findings.sort_by(|a, b| a.file.cmp(&b.file));
         let mut findings = std::mem::take(&mut self.findings);
         findings.extend(reading.findings);
+        let (mut findings, mut left_out) = findings.finish();
+        for more in &mut left_out {
+            more.failure |= self.options.strict;
+        }
         let survey = self.options.experts.as_ref();
         let experts = survey.and_then(|s| experts::judge(s, self.root.path(), &mut findings));
         for finding in &mut findings {
@@ -328,10 +339,18 @@ impl Verification<'_> {
             files: files.len(),
             verified: reading.verified,
             resumed: reading.resumed,
+            memory: FromMemory {
+                files: reading.resumed,
+                of: reading.asked,
+                oldest_seconds: reading.oldest.map(|age| age.as_secs()),
+                problem: reading.forgetful,
+            },
             bytes: reading.bytes,
             uncovered: uncovered.map(|n| (*n).clone()).collect(),
             findings,
+            left_out,
             experts,
+            sums: None,
         }
     }
 

@@ -1,5 +1,7 @@
 //! What `verify` finds, in categories that tell a user what to do.
 
+use std::collections::{BTreeMap, HashMap};
+
 use serde::Serialize;
 
 use crate::experts;
@@ -96,6 +98,85 @@ impl Finding {
     }
 }
 
+/// Most findings of a kind that are told one by one; the others are counted.
+const MAX_TOLD: usize = 1_000;
+
+/// Findings in the order they were made: of each kind the first ones, and how many there are.
+#[derive(Debug, Default)]
+pub struct Findings {
+    told: Vec<Finding>,
+    counts: BTreeMap<(Category, bool), usize>,
+    /// Files that anything was found of, told or not.
+    files: HashMap<String, Known>,
+}
+
+/// What was found of a file.
+#[derive(Debug, Default, Clone, Copy)]
+struct Known {
+    failed: bool,
+    header: bool,
+}
+
+/// Findings of a kind that are counted only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LeftOut {
+    /// Kind.
+    pub category: Category,
+    /// Whether they fail the verification.
+    pub failure: bool,
+    /// How many.
+    pub count: usize,
+}
+
+impl Findings {
+    /// Takes one more.
+    pub fn push(&mut self, finding: Finding) {
+        let known = match self.files.get_mut(&finding.file) {
+            Some(known) => known,
+            None => self.files.entry(finding.file.clone()).or_default(),
+        };
+        known.failed |= finding.failure;
+        known.header |= finding.category == Category::Header;
+        let count = self.counts.entry((finding.category, finding.failure)).or_default();
+        *count += 1;
+        if *count <= MAX_TOLD {
+            self.told.push(finding);
+        }
+    }
+
+    /// Whether anything was found of `file`.
+    pub fn has(&self, file: &str) -> bool {
+        self.files.contains_key(file)
+    }
+
+    /// Whether `file` failed.
+    pub fn has_failed(&self, file: &str) -> bool {
+        self.files.get(file).is_some_and(|known| known.failed)
+    }
+
+    /// Whether anything was found of the header of `file`.
+    pub fn has_of_header(&self, file: &str) -> bool {
+        self.files.get(file).is_some_and(|known| known.header)
+    }
+
+    /// Those that are told, and how many are not.
+    pub fn finish(self) -> (Vec<Finding>, Vec<LeftOut>) {
+        let left_out = self.counts.into_iter().filter(|(_, count)| *count > MAX_TOLD);
+        let left_out = left_out.map(|((category, failure), count)| LeftOut {
+            category,
+            failure,
+            count: count - MAX_TOLD,
+        });
+        (self.told, left_out.collect())
+    }
+}
+
+impl Extend<Finding> for Findings {
+    fn extend<T: IntoIterator<Item = Finding>>(&mut self, findings: T) {
+        findings.into_iter().for_each(|finding| self.push(finding));
+    }
+}
+
 /// What a verification says in the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -127,6 +208,19 @@ pub struct UsedTruth {
     pub notes: Vec<String>,
 }
 
+/// What was not read in this run, because an earlier one had read it.
+#[derive(Debug, Serialize)]
+pub struct FromMemory {
+    /// Files whose bytes were not read.
+    pub files: usize,
+    /// Files that were to be read.
+    pub of: usize,
+    /// How long ago the first of them was read.
+    pub oldest_seconds: Option<u64>,
+    /// Why what this run read is not remembered, or what was is forgotten.
+    pub problem: Option<String>,
+}
+
 /// Everything that a verification found.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -144,12 +238,18 @@ pub struct Report {
     pub verified: usize,
     /// Files taken over from an earlier verification.
     pub resumed: usize,
+    /// What rests on these.
+    pub memory: FromMemory,
     /// Bytes read in this run.
     pub bytes: u64,
     /// Files that no source of truth covers.
     pub uncovered: Vec<String>,
     /// Findings, failures first.
     pub findings: Vec<Finding>,
+    /// Findings of kinds that there are too many of.
+    pub left_out: Vec<LeftOut>,
     /// What the weights of experts tell, where that was asked and could be told.
     pub experts: Option<experts::Report>,
+    /// Text for `sha256sum -c`, where that was asked.
+    pub sums: Option<String>,
 }

@@ -2,6 +2,7 @@
 
 use super::findings::{Category, Finding};
 use crate::catalog::INDEX;
+use crate::error::Result;
 use crate::io::{PART_SUFFIX, Root, small};
 
 /// Subfolders are looked at this deep.
@@ -27,14 +28,15 @@ pub(super) fn is_needed(name: &str) -> bool {
 }
 
 /// Leftovers of broken downloads, and files that must not be opened.
-pub(super) fn leftovers(root: &Root, names: &[String]) -> Vec<Finding> {
+pub(super) fn leftovers(root: &Root, names: &[String]) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
-    let hidden = HIDDEN.iter().flat_map(|folder| {
+    let mut hidden = Vec::new();
+    for folder in HIDDEN {
         // A link that leads outside is a finding of whoever reads what is in there.
-        let inside = root.resolve(folder).ok().flatten();
-        let names = inside.and_then(|path| small::list(&path).ok()).unwrap_or_default();
-        names.into_iter().map(move |name| format!("{folder}/{name}"))
-    });
+        let Some(inside) = root.resolve(folder).ok().flatten() else { continue };
+        let names = small::list(&inside).or_else(|e| e.about_file().map(|_| Vec::new()))?;
+        hidden.extend(names.into_iter().map(|name| format!("{folder}/{name}")));
+    }
     let in_temp = |name: &str| name.starts_with("._____temp/");
     for name in names.iter().cloned().chain(hidden) {
         let ending = name.rsplit('.').next().unwrap_or_default();
@@ -46,5 +48,5 @@ pub(super) fn leftovers(root: &Root, names: &[String]) -> Vec<Finding> {
             findings.push(Finding::note(Category::UnsafeFormat, name, message));
         }
     }
-    findings
+    Ok(findings)
 }

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Scope, ScopedJoinHandle};
+use std::time::Duration;
 
 use sha1::Sha1;
 use sha2::Digest;
@@ -16,12 +17,13 @@ use super::digests::{Algorithm, FileDigest, TensorDigest, git_blob_header};
 use super::findings::{Category, Finding};
 use super::state::{Key, Remembered, SavedState};
 use super::structure::Shard;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::exec::Progress;
 use crate::exec::hash::hex;
 use crate::exec::sha256::Stream;
 use crate::experts::Survey;
 use crate::io::{AlignedBuf, Mode, Root, SourceFile};
+use crate::threads;
 
 /// Bytes read at a time: small enough to be hashed out of the cache.
 const CHUNK: usize = 1 << 20;
@@ -51,8 +53,14 @@ pub(super) struct FileJob<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Reading {
     pub findings: Vec<Finding>,
+    /// Files that were to be read.
+    pub asked: usize,
     pub verified: usize,
     pub resumed: usize,
+    /// How long ago the first of the resumed files was read.
+    pub oldest: Option<Duration>,
+    /// What is wrong with the memory.
+    pub forgetful: Option<String>,
     pub bytes: u64,
     /// SHA-256 of each file that was read or remembered.
     pub sums: Vec<(String, String)>,
@@ -63,6 +71,7 @@ impl Reading {
         self.findings.extend(other.findings);
         self.verified += other.verified;
         self.resumed += other.resumed;
+        self.oldest = self.oldest.max(other.oldest);
         self.bytes += other.bytes;
         self.sums.extend(other.sums);
     }
@@ -116,7 +125,7 @@ impl Hashes {
 pub(super) struct Pass<'a> {
     pub root: &'a Root,
     pub io: Mode,
-    pub saved: Option<&'a SavedState>,
+    pub saved: Option<&'a SavedState<'a>>,
     pub progress: &'a Progress,
 }
 
@@ -157,24 +166,27 @@ fn open_next<'s, 'j: 's>(
         let file = match SourceFile::open(pass.root, &job.name, pass.io) {
             Ok(file) => file,
             Err(error) => {
-                let finding = Finding::failure(Category::Unreadable, &job.name, error.message);
+                let message = error.about_file()?.message;
+                let finding = Finding::failure(Category::Unreadable, &job.name, message);
                 reading.findings.push(finding);
                 continue;
             }
         };
-        let key = pass.saved.map(|_| Key::of(&job.name, &file)).transpose()?;
+        // What cannot be read will be found when the file is.
+        let key = pass.saved.and_then(|_| Key::of(&job.name, &file).ok());
         let known = pass.saved.zip(key.as_ref()).and_then(|(s, k)| s.find(k, job.content));
         let answers = |k: &Remembered| {
             // What experts are like is not remembered.
             k.answers(&job.digests) && (k.sha256.is_some() || !job.sum) && job.survey.is_none()
         };
-        if let Some(known) = known.filter(answers) {
+        if let Some((known, age)) = known.filter(|(known, _)| answers(known)) {
             pass.progress.add_resumed(job.size);
             reading.resumed += 1;
+            reading.oldest = reading.oldest.max(Some(age));
             compare(job, &known, reading, false);
             continue;
         }
-        return Ok(Some(Lane::open(pass, scope, job, file, key)));
+        return Lane::open(pass, scope, job, file, key).map(Some);
     }
     Ok(None)
 }
@@ -202,7 +214,7 @@ impl<'s, 'j: 's> Lane<'s, 'j> {
         job: &'j FileJob<'j>,
         file: SourceFile,
         key: Option<Key>,
-    ) -> Self {
+    ) -> Result<Self> {
         let (full_in, full) = sync_channel(AHEAD);
         let (free, free_out) = sync_channel(AHEAD);
         for _ in 0..AHEAD {
@@ -210,9 +222,10 @@ impl<'s, 'j: 's> Lane<'s, 'j> {
         }
         pass.progress.begin(&job.name);
         let (size, progress) = (job.size, pass.progress);
-        let reader = scope.spawn(move || read_ahead(&file, size, progress, &free_out, &full_in));
+        let read = move || read_ahead(&file, size, progress, &free_out, &full_in);
+        let reader = threads::spawn(scope, read)?;
         let scan = FileScan::new(job, pass.progress);
-        Self { job, key, hashes: Hashes::new(job), scan, full, free, chunk: None, reader }
+        Ok(Self { job, key, hashes: Hashes::new(job), scan, full, free, chunk: None, reader })
     }
 
     /// Waits for the next bytes of each file, and takes them.
@@ -245,9 +258,9 @@ impl<'s, 'j: 's> Lane<'s, 'j> {
         pass.progress.end(&self.job.name);
         let read = self.reader.join();
         match read.unwrap_or_else(|_| Err(Error::internal("a reading thread panicked"))) {
-            Err(error) if error.kind == Kind::Cancelled => return Err(error),
             Err(error) => {
-                let finding = Finding::failure(Category::Unreadable, &self.job.name, error.message);
+                let message = error.about_file()?.message;
+                let finding = Finding::failure(Category::Unreadable, &self.job.name, message);
                 reading.findings.push(finding);
                 return Ok(reading);
             }
@@ -259,7 +272,7 @@ impl<'s, 'j: 's> Lane<'s, 'j> {
         reading.findings.append(&mut self.scan.findings);
         compare(self.job, &found, &mut reading, tensor_named);
         if let (Some(saved), Some(key), true) = (pass.saved, self.key, clean) {
-            saved.remember(key, &found, self.job.content)?;
+            saved.remember(key, &found, self.job.content);
         }
         Ok(reading)
     }

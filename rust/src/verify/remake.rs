@@ -99,8 +99,9 @@ impl Remake {
             let mut reading = reading.lock().unwrap_or_else(PoisonError::into_inner);
             for (i, (sink, made)) in sinks.into_iter().zip(outputs).enumerate() {
                 let origin = |key, offset| self.origin(task, i, key, offset);
-                reading.merge(sink.map(|s| s.finish(made, &origin)).unwrap_or_default());
+                reading.merge(sink.map_or(Ok(Reading::default()), |s| s.finish(made, &origin))?);
             }
+            Ok(())
         };
         replay.run(tasks, open, done)?;
         let mut reading = reading.into_inner().unwrap_or_else(PoisonError::into_inner);

@@ -1,19 +1,22 @@
 //! What a checkpoint says of itself: headers, index, names, config. No tensor data is read.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use serde_json::Value;
 
 use super::cut::Cut;
-use super::findings::{Category, Finding};
-use crate::catalog::{CONFIG, INDEX, MAX_CONFIG, MAX_INDEX, ReadHeader, read_header, read_json};
+use super::findings::{Category, Finding, Findings};
+use crate::catalog::{
+    CONFIG, INDEX, LFS_MAGIC, MAX_CONFIG, MAX_INDEX, ReadHeader, read_header, read_json,
+};
 use crate::companion;
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
-use crate::header::{self, Entry, Header};
+use crate::header::{self, Allowance, Entry, Header};
 use crate::io::Root;
+use crate::json::Index;
 use crate::model::{Architecture, Expected};
 
 /// First bytes of a file that tell what it is.
@@ -40,10 +43,47 @@ pub struct Structure {
     /// Files the checkpoint cannot do without, present or not.
     pub required: BTreeSet<String>,
     /// Findings.
-    pub findings: Vec<Finding>,
+    pub findings: Findings,
+    /// What is left for further headers.
+    allowance: Allowance,
 }
 
-type Places<'s> = HashMap<&'s str, (usize, &'s Entry)>;
+/// Tensors of the index, each with its file.
+type IndexPlaces<'i> = BTreeMap<&'i str, &'i str>;
+
+/// All tensors by their names, with the numbers of their shards; lean, since there may be many.
+struct Places<'s> {
+    shards: &'s [Shard],
+    order: Vec<(u32, u32)>,
+}
+
+impl<'s> Places<'s> {
+    fn of(shards: &'s [Shard]) -> Self {
+        let numbers = |(shard, held): (u32, &Shard)| {
+            (0..held.tensors.len() as u32).map(move |tensor| (shard, tensor))
+        };
+        let mut order: Vec<(u32, u32)> = (0..).zip(shards).flat_map(numbers).collect();
+        let mut places = Self { shards, order: Vec::new() };
+        order.sort_unstable_by_key(|place| (&*places.at(*place).name, *place));
+        places.order = order;
+        places
+    }
+
+    fn at(&self, (shard, tensor): (u32, u32)) -> &'s Entry {
+        &self.shards[shard as usize].tensors[tensor as usize]
+    }
+
+    /// In the order of the names; of equal ones in that of the shards.
+    fn all(&self) -> impl Iterator<Item = (usize, &'s Entry)> {
+        self.order.iter().map(|place| (place.0 as usize, self.at(*place)))
+    }
+
+    fn get(&self, name: &str) -> Option<(usize, &'s Entry)> {
+        let found = self.order.binary_search_by_key(&name, |place| &*self.at(*place).name).ok()?;
+        let place = self.order[found];
+        Some((place.0 as usize, self.at(place)))
+    }
+}
 
 /// Examines `root`, which was perhaps `cut` for ranks; `selected` narrows the files.
 /// [`Kind::Invalid`] only if no list of files can be made.
@@ -58,12 +98,14 @@ pub fn examine(
         structure.required.extend(cut.small_files());
         for name in cut.files().iter().filter(|name| selected(name)) {
             structure.required.insert(name.clone());
-            structure.read_shard(root, name);
+            structure.read_shard(root, name)?;
         }
         return Ok(structure);
     }
-    let index = structure.read_index(root);
-    let shards = shard_names(files, index.as_ref());
+    let index = structure.read_index(root)?;
+    let places = index.as_ref().map(|index| structure.places_of(index));
+    let index = places.as_ref();
+    let shards = shard_names(files, index);
     if shards.is_empty() {
         return Err(Error::new(Kind::Invalid, "no safetensors files and no index")
             .at(root.path())
@@ -71,12 +113,12 @@ pub fn examine(
     }
     for name in shards.iter().filter(|name| selected(name)) {
         structure.required.insert(name.clone());
-        structure.read_shard(root, name);
+        structure.read_shard(root, name)?;
     }
     let whole = shards.iter().all(|name| selected(name));
     let sound = structure.shards.len() == shards.len();
-    structure.check_tensors(index.as_ref(), selected, whole && sound);
-    let config = structure.read_config(root);
+    structure.check_tensors(index, selected, whole && sound);
+    let config = structure.read_config(root)?;
     if let (Some(config), true) = (&config, whole && sound) {
         structure.check_config(config);
     }
@@ -84,9 +126,9 @@ pub fn examine(
     Ok(structure)
 }
 
-fn shard_names(files: &[String], index: Option<&BTreeMap<String, String>>) -> BTreeSet<String> {
+fn shard_names(files: &[String], index: Option<&IndexPlaces<'_>>) -> BTreeSet<String> {
     let found = files.iter().filter(|f| f.ends_with(".safetensors") && !f.contains('/')).cloned();
-    found.chain(index.iter().flat_map(|i| i.values().cloned())).collect()
+    found.chain(index.into_iter().flat_map(|i| i.values().map(|file| (*file).to_owned()))).collect()
 }
 
 impl Structure {
@@ -98,39 +140,44 @@ impl Structure {
         self.findings.push(Finding::failure(category, file, message).tensor(tensor));
     }
 
-    /// Tensor names and their files; `None` without a readable index.
-    fn read_index(&mut self, root: &Root) -> Option<BTreeMap<String, String>> {
-        let index = match read_json(root, INDEX, MAX_INDEX) {
-            Ok(index) => index?,
-            Err(error) => {
-                self.fail(Category::Index, INDEX, error.message);
-                return None;
-            }
-        };
-        let Some(map) = index["weight_map"].as_object() else {
-            self.fail(Category::Index, INDEX, "no weight_map");
-            return None;
-        };
-        let mut places = BTreeMap::new();
-        for (tensor, file) in map {
-            let file = file.as_str().unwrap_or_default();
-            if crate::io::root::check_name(file).is_err() {
-                let message = format!("{file:?} is not the name of a file in this folder");
-                self.fail_tensor(Category::Index, INDEX, tensor, message);
-            } else {
-                places.insert(tensor.clone(), file.to_owned());
-            }
-        }
-        Some(places)
+    /// The index; `None` without a readable one.
+    fn read_index(&mut self, root: &Root) -> Result<Option<Index>> {
+        let parsed = root.read(INDEX, MAX_INDEX).and_then(|text| match text {
+            Some(text) => Index::parse(&text).map(Some),
+            None => Ok(None),
+        });
+        parsed.or_else(|error| {
+            self.fail(Category::Index, INDEX, error.about_file()?.message);
+            Ok(None)
+        })
     }
 
-    fn read_shard(&mut self, root: &Root, name: &str) {
+    /// Tensor names and their files, where they lie in this folder.
+    fn places_of<'i>(&mut self, index: &'i Index) -> BTreeMap<&'i str, &'i str> {
+        let hostile = |name: &&String| crate::io::root::check_name(name).is_err();
+        let hostile: BTreeSet<&str> = index.files().iter().filter(hostile).map(|f| &**f).collect();
+        let (wrong, right): (Vec<_>, Vec<_>) =
+            index.tensors().partition(|(_, file)| hostile.contains(file));
+        for (tensor, file) in wrong {
+            let message = format!("{file:?} is not the name of a file in this folder");
+            self.fail_tensor(Category::Index, INDEX, tensor, message);
+        }
+        right.into_iter().collect()
+    }
+
+    fn read_shard(&mut self, root: &Root, name: &str) -> Result<()> {
         match root.resolve(name) {
             Ok(Some(_)) => {}
-            Ok(None) => return self.fail(Category::Missing, name, "the shard is missing"),
-            Err(error) => return self.fail(Category::Unreadable, name, error.message),
+            Ok(None) => {
+                self.fail(Category::Missing, name, "the shard is missing");
+                return Ok(());
+            }
+            Err(error) => {
+                self.fail(Category::Unreadable, name, error.about_file()?.message);
+                return Ok(());
+            }
         }
-        match read_header(root, name) {
+        match read_header(root, name, &self.allowance) {
             Ok(ReadHeader { header, raw, .. }) => {
                 for warning in header.warnings {
                     self.findings.push(Finding::note(Category::Header, name, warning));
@@ -143,27 +190,27 @@ impl Structure {
                 });
             }
             Err(error) => {
+                let error = error.about_file()?;
                 let category = diagnose(root, name).unwrap_or(Category::Header);
                 let finding = Finding::failure(category, name, error.message);
                 self.findings.push(Finding { tensor: error.tensor, ..finding });
             }
         }
+        Ok(())
     }
 
     fn check_tensors(
         &mut self,
-        index: Option<&BTreeMap<String, String>>,
+        index: Option<&IndexPlaces<'_>>,
         selected: &dyn Fn(&str) -> bool,
         complete: bool,
     ) {
         let shards = std::mem::take(&mut self.shards);
-        let mut places: Places = HashMap::new();
-        for (at, shard) in shards.iter().enumerate() {
-            for entry in &shard.tensors {
-                if let Some((first, _)) = places.insert(&entry.name, (at, entry)) {
-                    let message = format!("also in {}", shards[first].name);
-                    self.fail_tensor(Category::Duplicate, &shard.name, &entry.name, message);
-                }
+        let places = Places::of(&shards);
+        for ((first, entry), (second, other)) in places.all().zip(places.all().skip(1)) {
+            if entry.name == other.name {
+                let message = format!("also in {}", shards[first].name);
+                self.fail_tensor(Category::Duplicate, &shards[second].name, &entry.name, message);
             }
         }
         if let Some(index) = index {
@@ -179,31 +226,30 @@ impl Structure {
 
     fn check_index(
         &mut self,
-        index: &BTreeMap<String, String>,
+        index: &IndexPlaces<'_>,
         shards: &[Shard],
         places: &Places,
         selected: &dyn Fn(&str) -> bool,
     ) {
         let sound: BTreeSet<&str> = shards.iter().map(|s| s.name.as_str()).collect();
         for (tensor, file) in index.iter().filter(|(_, file)| selected(file)) {
-            match places.get(tensor.as_str()) {
-                Some((at, _)) if shards[*at].name != *file => {
+            match places.get(tensor) {
+                Some((at, _)) if shards[at].name != **file => {
                     let message = format!("the index says {file}");
-                    self.fail_tensor(Category::Index, &shards[*at].name, tensor, message);
+                    self.fail_tensor(Category::Index, &shards[at].name, tensor, message);
                 }
                 // Nothing can be said of a file whose own header is damaged or absent.
-                None if sound.contains(file.as_str()) => {
+                None if sound.contains(file) => {
                     let message = "named by the index, but not in the file".to_owned();
                     self.fail_tensor(Category::Index, file, tensor, message);
                 }
                 _ => {}
             }
         }
-        let extra = places.keys().filter(|name| !index.contains_key(**name)).min();
-        if let Some(first) = extra {
-            let (at, _) = places[first];
+        let extra = places.all().find(|(_, entry)| !index.contains_key(&*entry.name));
+        if let Some((at, entry)) = extra {
             let message = "in the file, but not in the index: the index is stale".to_owned();
-            self.fail_tensor(Category::Index, &shards[at].name, first, message);
+            self.fail_tensor(Category::Index, &shards[at].name, &entry.name, message);
         }
     }
 
@@ -225,26 +271,22 @@ impl Structure {
         }
     }
 
-    fn read_config(&mut self, root: &Root) -> Option<Value> {
-        match read_json(root, CONFIG, MAX_CONFIG) {
-            Ok(config) => config,
-            Err(error) => {
-                self.fail(Category::Config, CONFIG, error.message);
-                None
-            }
-        }
+    fn read_config(&mut self, root: &Root) -> Result<Option<Value>> {
+        read_json(root, CONFIG, MAX_CONFIG).or_else(|error| {
+            self.fail(Category::Config, CONFIG, error.about_file()?.message);
+            Ok(None)
+        })
     }
 
     fn check_config(&mut self, config: &Value) {
-        let entries: HashMap<&str, &Entry> =
-            self.shards.iter().flat_map(|s| s.tensors.iter().map(|t| (&*t.name, t))).collect();
-        let mut findings = Vec::new();
+        let places = Places::of(&self.shards);
+        let entries = || places.all().map(|(_, entry)| entry);
+        let findings = &mut self.findings;
         let mut fail = |message: String, tensor: Option<String>| {
             let finding = Finding::failure(Category::Config, CONFIG, message);
             findings.push(Finding { tensor, ..finding });
         };
-        let coded = entries.values().filter(|t| t.dtype == Dtype::F8E4M3);
-        let coded = coded.map(|t| &*t.name).min();
+        let coded = entries().find(|t| t.dtype == Dtype::F8E4M3).map(|t| &*t.name);
         match (coded, !config["quantization_config"].is_null()) {
             (Some(name), false) => {
                 fail("no quantization_config, yet a tensor is FP8".into(), Some(name.into()));
@@ -256,10 +298,10 @@ impl Structure {
             Err(error) => fail(error.message, None),
             Ok(None) => {}
             Ok(Some(model)) => {
-                let lacks_mtp = model.lacks_mtp(entries.keys().copied());
+                let lacks_mtp = model.lacks_mtp(entries().map(|t| &*t.name));
                 let present = |e: &Expected| !(lacks_mtp && model.is_mtp(e.layer));
                 for expected in model.expected().filter(present) {
-                    match entries.get(expected.name.as_str()) {
+                    match places.get(&expected.name).map(|(_, entry)| entry) {
                         None if expected.rule.optional => {}
                         None => {
                             fail("implied by config.json, in no shard".into(), Some(expected.name));
@@ -275,19 +317,18 @@ impl Structure {
                     }
                 }
                 // Layers or experts beyond what the config counts have no place in the model.
-                let beyond = entries.keys().filter(|name| {
-                    let name = companion::weight_of(name);
+                let beyond = entries().find(|entry| {
+                    let name = companion::weight_of(&entry.name);
                     name.starts_with("model.layers.") && model.role_of(name).is_none()
                 });
-                if let Some(first) = beyond.min() {
+                if let Some(first) = beyond {
                     fail(
                         "no such tensor in the model of config.json".into(),
-                        Some((*first).to_owned()),
+                        Some(first.name.to_string()),
                     );
                 }
             }
         }
-        self.findings.extend(findings);
     }
 
     fn require_small_files(&mut self, config: Option<&Value>, indexed: bool) {
@@ -307,7 +348,7 @@ impl Structure {
 
 /// What lies in place of any file, as its first bytes tell: a pointer, a page, or zeros.
 pub(super) fn stand_in(start: &[u8]) -> Option<Category> {
-    if start.starts_with(b"version https://git-lfs") {
+    if start.starts_with(LFS_MAGIC) {
         return Some(Category::LfsPointer);
     }
     let text = start.trim_ascii_start();
@@ -332,7 +373,11 @@ fn diagnose(root: &Root, name: &str) -> Option<Category> {
     let Ok(file) = root.file(name) else { return Some(Category::Unreadable) };
     let (start, size) = start_of(&file)?;
     let text = start.trim_ascii_start();
-    if text.starts_with(b"<") || text.starts_with(b"{\"") || text.starts_with(b"{ \"") {
+    let declared = start.first_chunk().map(|prefix| u64::from_le_bytes(*prefix));
+    // A sound length may begin with the byte of any letter.
+    let is_text = declared.is_none_or(|length| length > header::MAX_HEADER);
+    let begins = |with: &[u8]| is_text && text.starts_with(with);
+    if begins(b"<") || begins(b"{\"") || begins(b"{ \"") {
         return Some(Category::ErrorPage);
     }
     if let Some(category) = stand_in(&start) {

@@ -121,6 +121,9 @@ impl<'a> Gathered<'a> {
             self.mtp.push(index);
             return Ok(());
         }
+        if !scale {
+            check_shape(placed, tensor).map_err(|e| e.at(context.catalog.path_of(index)))?;
+        }
         let moved = context.experts.as_ref().and_then(|e| e.moved(placed, &tensor.name));
         let (placed, name) = moved.unwrap_or_else(|| (placed, tensor.name.to_string()));
         let role = placed.rule.role;
@@ -161,6 +164,20 @@ impl<'a> Gathered<'a> {
         fused.members.push(member);
         Ok(())
     }
+}
+
+/// Refuses a tensor of which config.json says nothing, or another shape: cuts are made from both.
+fn check_shape(placed: Placed, tensor: &Tensor) -> Result<()> {
+    let wrong = match placed.shape {
+        Some(shape) if placed.expected && *shape == *tensor.shape => return Ok(()),
+        Some(shape) if placed.expected => {
+            format!("shape {:?}, config.json implies {shape:?}", tensor.shape)
+        }
+        _ => "config.json implies no such tensor".to_owned(),
+    };
+    Err(Error::invalid(wrong)
+        .tensor(&*tensor.name)
+        .hint("config.json and the shards are of different revisions; download both again"))
 }
 
 /// What happens to a tensor, and the element type of the result.

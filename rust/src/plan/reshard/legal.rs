@@ -164,6 +164,15 @@ fn refuse_scales(context: &Context) -> Result<()> {
         Some((found.dtype, &*found.shape))
     };
     for (index, tensor) in catalog.tensors.iter().enumerate() {
+        if companion::is_scale(&tensor.name) {
+            let weight = catalog.find(companion::weight_of(&tensor.name));
+            if weight.is_none_or(|weight| catalog.tensor(weight).dtype != Dtype::F8E4M3) {
+                return Err(Error::invalid("a scale without an FP8 weight")
+                    .tensor(&*tensor.name)
+                    .at(catalog.path_of(index as u32))
+                    .hint("shards of two downloads are mixed; download one revision again"));
+            }
+        }
         if !matches!(tensor.dtype, Dtype::F8E4M3 | Dtype::F8E5M2) {
             continue;
         }

@@ -31,8 +31,9 @@ use super::data::{Dropped, Expected, Plan, Rank, Sidecar, Task};
 use super::quantize;
 use super::request::Request;
 use super::sidecars::{self, Index, Quantization, Sidecars};
-use crate::catalog::{CONFIG, Catalog};
+use crate::catalog::{CONFIG, Catalog, MAX_TENSORS};
 use crate::error::{Error, Result};
+use crate::header::Allowance;
 use crate::io::link::Link;
 use crate::model::parallel::stages;
 use crate::model::{Model, Role};
@@ -56,6 +57,8 @@ struct Context<'a> {
     stages: Vec<std::ops::Range<u32>>,
     /// The order of the experts, if it is not the original's.
     experts: Option<Experts>,
+    /// What is left for further files.
+    allowance: Allowance,
 }
 
 /// Tasks, what each rank reads, and the files that other runs have to write.
@@ -123,7 +126,8 @@ impl<'a> Loaded<'a> {
     ) -> Context<'c> {
         let Self { config, model, target, .. } = self;
         let rules = target.rules(model.architecture());
-        Context { catalog, config, request, ask, model, target, rules, stages, experts: None }
+        let (experts, allowance) = (None, Allowance::of_tensors(MAX_TENSORS));
+        Context { catalog, config, request, ask, model, target, rules, stages, experts, allowance }
     }
 }
 

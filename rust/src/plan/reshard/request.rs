@@ -4,11 +4,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::io::link::Link;
+use crate::json::at_most;
 use crate::model::parallel::{MAX_RANKS, RankOnly};
 use crate::target::Target;
 
 /// Bytes of a part unless the user says otherwise.
 pub const PART: u64 = 5_000_000_000;
+
+/// Longest list of a request, of stages or of ranks.
+const MOST: usize = MAX_RANKS as usize;
 
 /// How many ranks of each kind, and for which engine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -26,7 +30,7 @@ pub struct Reshard {
     /// Expert parallel size; 1: experts are cut as everything else.
     pub ep: u32,
     /// Layers of each pipeline stage; empty: as the engine deals them out.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "at_most::<_, _, MOST>")]
     pub pp_layers: Vec<u32>,
     /// Bytes at which a part ends, at the next boundary of a tensor.
     #[serde(default = "part")]
@@ -44,7 +48,11 @@ pub struct Reshard {
     #[serde(default)]
     pub link: Link,
     /// Ranks whose files earlier runs with `rank` have written into the same folder.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "at_most::<_, _, MOST>"
+    )]
     pub earlier: Vec<RankOnly>,
     /// Restore what there is of an original of which something was left out or encoded.
     #[serde(default)]
@@ -97,6 +105,15 @@ impl Reshard {
         }
         if self.shard_size == 0 {
             return Err(Error::usage("--shard-size of 0 bytes"));
+        }
+        if u64::from(self.tp) * u64::from(self.pp) > u64::from(MAX_RANKS) {
+            return Err(Error::usage(format!(
+                "--tp {} times --pp {} are more than {MAX_RANKS} ranks",
+                self.tp, self.pp
+            )));
+        }
+        if !self.earlier.is_empty() && self.rank.is_none() {
+            return Err(Error::usage("a request adds to ranks without naming one"));
         }
         let mut ranks = self.earlier.iter().chain(&self.rank);
         ranks.try_for_each(|rank| rank.check(self.tp, self.pp))

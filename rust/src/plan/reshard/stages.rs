@@ -13,7 +13,7 @@ use crate::header::Entry;
 use crate::io::link::Link;
 use crate::model::parallel::experts_of;
 use crate::model::{Model, Role};
-use crate::plan::data::{LinkedTask, OutputFile, Rank, Step, Target, Task};
+use crate::plan::data::{LinkedTask, OutputFile, Rank, Step, Target, Task, take_tensors};
 use crate::plan::shard_task::entry;
 use crate::transform::Op;
 
@@ -47,9 +47,36 @@ pub(super) fn refuse(context: &Context) -> Result<()> {
 /// Where a tensor goes: a stage, and within it the files of one expert parallel rank or of none.
 type Place = (usize, Option<u32>);
 
+/// The places that need a tensor.
+#[derive(Clone, Copy)]
+enum Places {
+    /// All stages, which share no experts of a tensor that they all need.
+    EveryStage,
+    /// One or two.
+    Some(Place, Option<Place>),
+}
+
+impl Places {
+    fn contains(self, place: &Place) -> bool {
+        match self {
+            Self::EveryStage => place.1.is_none(),
+            Self::Some(one, other) => one == *place || other == Some(*place),
+        }
+    }
+
+    /// All of them, of so many stages.
+    fn iter(self, stages: usize) -> impl Iterator<Item = Place> {
+        let (every, one, other) = match self {
+            Self::EveryStage => (0..stages, None, None),
+            Self::Some(one, other) => (0..0, Some(one), other),
+        };
+        every.map(|stage| (stage, None)).chain(one).chain(other)
+    }
+}
+
 /// A shard's tensors with the places that need each, of those that are written.
 struct Dealt<'a> {
-    tensors: Vec<(u32, &'a Tensor, BTreeSet<Place>)>,
+    tensors: Vec<(u32, &'a Tensor, Places)>,
     places: BTreeSet<Place>,
 }
 
@@ -61,7 +88,8 @@ impl<'a> Dealt<'a> {
             (i as u32, tensor, places_of(context, tensor))
         };
         let tensors: Vec<_> = (shard.first..shard.first + shard.count).map(deal).collect();
-        let needed = tensors.iter().flat_map(|(_, _, places)| places.iter().copied());
+        let stages = context.stages.len();
+        let needed = tensors.iter().flat_map(|(_, _, places)| places.iter(stages));
         let places = needed.filter(|(stage, _)| !wanted[*stage].is_empty()).collect();
         Self { tensors, places }
     }
@@ -104,14 +132,13 @@ fn add_share(context: &Context, share: &Share, work: &mut Work) -> Result<()> {
 }
 
 /// Places that need a tensor. What no architecture knows goes to every stage.
-fn places_of(context: &Context, tensor: &Tensor) -> BTreeSet<Place> {
+fn places_of(context: &Context, tensor: &Tensor) -> Places {
     let Context { model, stages, target, ask, .. } = context;
-    let all = || (0..stages.len()).map(|stage| (stage, None)).collect();
     let last = stages.len() - 1;
-    let Some(placed) = model.role_of(weight_of(&tensor.name)) else { return all() };
+    let Some(placed) = model.role_of(weight_of(&tensor.name)) else { return Places::EveryStage };
     let role = placed.rule.role;
     if context.on_every_stage(role) {
-        return all();
+        return Places::EveryStage;
     }
     let stage = match placed.layer {
         None if role == Role::Embedding => 0,
@@ -120,14 +147,14 @@ fn places_of(context: &Context, tensor: &Tensor) -> BTreeSet<Place> {
         Some(layer) => stages.iter().position(|s| s.contains(&layer)).unwrap_or(last),
     };
     if role == Role::Embedding && is_tied(context, model) {
-        return BTreeSet::from([(stage, None), (last, None)]);
+        return Places::Some((stage, None), Some((last, None)));
     }
     let deals = ask.ep > 1 && target.layout.deals_experts();
     let expert = placed.expert.filter(|_| deals);
     let owner = |expert| {
         (0..ask.ep).find(|rank| experts_of(model.experts(), ask.ep, *rank).contains(&expert))
     };
-    BTreeSet::from([(stage, expert.and_then(owner))])
+    Places::Some((stage, expert.and_then(owner)), None)
 }
 
 /// Whether the last stage needs the embeddings too, as its head.
@@ -144,14 +171,17 @@ fn task(context: &Context, (number, shard): (u32, &Shard), dealt: &Dealt) -> Res
     for place in &dealt.places {
         let (stage, expert) = *place;
         let path = context.target.layout.shard_path(several.then_some(stage), expert, &shard.name);
-        let own = dealt.tensors.iter().filter(|(_, _, places)| places.contains(place));
-        let entries: Vec<Entry> = own.map(|(_, t, _)| entry(&t.name, t.dtype, &t.shape)).collect();
-        outputs.push(if entries.len() == shard.count {
+        let own = || dealt.tensors.iter().filter(|(_, _, places)| places.contains(place));
+        let count = own().count();
+        take_tensors(&context.allowance, count, &path)?;
+        let output = if count == shard.count {
             restored(context.catalog, shard, path)
         } else {
             whole = false;
-            OutputFile::new(path, entries)?
-        });
+            let entries = own().map(|(_, t, _)| entry(&t.name, t.dtype, &t.shape));
+            OutputFile::new(path, entries.collect())?
+        };
+        outputs.push(output.within(&context.allowance)?);
     }
     let mut filled = vec![0; outputs.len()];
     let mut steps = Vec::new();

@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::header::Entry;
 use crate::model::parallel::Rect;
 use crate::numeric::{Grid, StoredScale};
-use crate::plan::data::{Fill, OutputFile, Rank, Step, Target, Task};
+use crate::plan::data::{Fill, OutputFile, Rank, Step, Target, Task, take_tensors};
 use crate::plan::shard_task::{entry, file_order};
 
 /// An output tensor with its name, and its scales if encoding makes them.
@@ -130,11 +130,12 @@ fn task(
     rows.sort_by_cached_key(|row| (row.order(), row.name.to_owned()));
     let mut outputs = Vec::with_capacity(ranks.len());
     for &Rank { pp, tp, .. } in ranks {
-        let entries: Vec<Entry> =
-            rows.iter().map(|r| entry(r.name, r.dtype, &r.shapes[tp as usize])).collect();
         let stage = (context.stages.len() > 1).then_some(pp);
         let path = context.target.layout.path(stage, tp, part);
-        let mut output = OutputFile::new(path, entries)?;
+        take_tensors(&context.allowance, rows.len(), &path)?;
+        let entries: Vec<Entry> =
+            rows.iter().map(|r| entry(r.name, r.dtype, &r.shapes[tp as usize])).collect();
+        let mut output = OutputFile::new(path, entries)?.within(&context.allowance)?;
         output.fills = fills(&rows, &output.tensors, cuts, tp);
         outputs.push(output);
     }

@@ -91,7 +91,7 @@ pub(super) fn listing(text: &str, origin: &str, whole: bool) -> Result<Truth> {
     }
     truth.repository = model.id;
     truth.set_commit(model.sha.as_deref().and_then(commit_of));
-    add_items(&mut truth, model.siblings.unwrap_or(Rows(Vec::new())))?;
+    add_items(&mut truth, model.siblings.unwrap_or_default())?;
     Ok(truth)
 }
 

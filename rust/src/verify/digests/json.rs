@@ -4,10 +4,11 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use serde::Deserialize;
-use serde::de::{self, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 
 use super::MAX_FILES;
 use crate::error::{Error, Result};
+use crate::json::too_many;
 
 /// Parses `text`, which must be one JSON value.
 pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T> {
@@ -17,36 +18,8 @@ pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T> {
     })
 }
 
-fn too_many<E: de::Error>() -> E {
-    E::custom(format!("more than {MAX_FILES} entries"))
-}
-
-/// An array of at most [`MAX_FILES`] elements.
-#[derive(Debug)]
-pub(super) struct Rows<T>(pub(super) Vec<T>);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Rows<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct RowsVisitor<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for RowsVisitor<T> {
-            type Value = Rows<T>;
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("an array")
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Rows<T>, A::Error> {
-                let mut rows = Vec::new();
-                while let Some(row) = seq.next_element()? {
-                    if rows.len() == MAX_FILES {
-                        return Err(too_many());
-                    }
-                    rows.push(row);
-                }
-                Ok(Rows(rows))
-            }
-        }
-        deserializer.deserialize_seq(RowsVisitor(PhantomData))
-    }
-}
+/// An array of at most `MOST` elements.
+pub(super) type Rows<T, const MOST: usize = MAX_FILES> = crate::json::Rows<T, MOST>;
 
 /// An object of at most [`MAX_FILES`] entries in their order; a map would keep one of two equal keys.
 #[derive(Debug)]
@@ -64,7 +37,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Pairs<T> {
                 let mut pairs = Vec::new();
                 while let Some(pair) = map.next_entry()? {
                     if pairs.len() == MAX_FILES {
-                        return Err(too_many());
+                        return Err(too_many(MAX_FILES));
                     }
                     pairs.push(pair);
                 }

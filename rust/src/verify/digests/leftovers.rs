@@ -11,9 +11,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::hub::Tree;
-use super::{Expected, FileDigest, Kind, Truth, commit_of, quoted, read_regular};
+use super::{Expected, FileDigest, Kind, MAX_FILES, Truth, commit_of, quoted, read_regular};
 use crate::error::{Error, Kind as ErrorKind, Result};
-use crate::io::Root;
+use crate::io::{Root, small};
 
 /// Folder of the client inside a local download.
 const LOCAL: &str = ".cache/huggingface";
@@ -129,7 +129,7 @@ fn choose(trees: &Trees, records: &[Record]) -> Option<String> {
 /// A folder below the root, if it exists there.
 fn subfolder(root: &Root, name: &str) -> Result<Option<Root>> {
     match root.resolve(name)? {
-        Some(path) if path.is_dir() => Root::open(&path).map(Some),
+        Some(path) if small::is_folder(&path)? => Root::open(&path).map(Some),
         _ => Ok(None),
     }
 }
@@ -139,8 +139,15 @@ fn trees(root: &Root, truth: &mut Truth) -> Result<Trees> {
     let Some(folder) = subfolder(root, &format!("{LOCAL}/trees"))? else { return Ok(trees) };
     let names = folder.names(0)?;
     let commits = names.iter().filter_map(|n| Some((n, commit_of(n.strip_suffix(".json")?)?)));
+    let mut listed = 0;
     for (name, commit) in commits.take(MAX_TREES) {
+        // What several listings hold together is bounded as one is.
+        if listed > MAX_FILES {
+            truth.note(format!("stored listing {name} is not used: there are too many"));
+            continue;
+        }
         if let Some(tree) = read_tree(&folder, name, truth)? {
+            listed += tree.files.len();
             trees.insert(commit, tree);
         }
     }

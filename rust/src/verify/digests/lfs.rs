@@ -61,9 +61,13 @@ pub(super) fn folder(root: &Root) -> Result<Option<Truth>> {
     let mut truth = Truth::new(Kind::Lfs, &root.path().to_string_lossy());
     for name in root.names(DEPTH)? {
         // A link that leads outside is a finding of whoever checks the file itself.
-        let Ok(Some(path)) = root.resolve(&name) else { continue };
-        let known = small::size(&path).is_some_and(|s| s >= MAGIC.len() as u64 && s <= MAX_POINTER);
-        if !known {
+        let path = match root.resolve(&name) {
+            Err(error) if error.is_of_the_machine() => return Err(error),
+            Err(_) | Ok(None) => continue,
+            Ok(Some(path)) => path,
+        };
+        let size = small::size(&path)?;
+        if !size.is_some_and(|s| s >= MAGIC.len() as u64 && s <= MAX_POINTER) {
             continue;
         }
         let Some(bytes) = read_regular(root, &name, MAX_POINTER)? else { continue };

@@ -5,6 +5,7 @@ use serde::Deserialize;
 use super::json::{self, Rows};
 use super::{Algorithm, Expected, FileDigest, Kind, TensorDigest, Truth, lower_hex, quoted};
 use crate::error::{Error, Result};
+use crate::header::MAX_TENSORS;
 use crate::verify::cut::{self, Cut};
 
 /// How the names of all versions of the form begin, and the version that is read.
@@ -32,7 +33,7 @@ struct File {
     #[serde(default)]
     sha256: Option<String>,
     data_start: u64,
-    tensors: Rows<Tensor>,
+    tensors: Rows<Tensor, MAX_TENSORS>,
 }
 
 #[derive(Deserialize)]

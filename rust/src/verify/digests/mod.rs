@@ -30,10 +30,10 @@ use crate::io::root::check_name;
 use crate::io::{Root, small};
 use crate::verify::cut::Cut;
 
-/// Most files that a source may list.
-pub const MAX_FILES: usize = 1_000_000;
+/// Most files that a source may list; a folder with more is not looked at either.
+pub const MAX_FILES: usize = crate::io::root::MAX_ENTRIES;
 /// Longest text of a source; a manifest of Ling-1T in FP8 has about 40 MB.
-const MAX_TEXT: u64 = 256 << 20;
+const MAX_TEXT: u64 = crate::catalog::MAX_MANIFEST;
 /// Longest path, as on Linux.
 const MAX_PATH: usize = 4_096;
 /// Name of the file that `b3sum` users write.
@@ -261,10 +261,10 @@ impl Truth {
 
 /// Reads a source that the user names; its content says which form it has.
 pub fn read_file(path: &Path) -> Result<Truth> {
-    if !path.exists() {
+    let Some(found) = small::look(path)? else {
         return Err(Error::usage("no such file").at(path));
-    }
-    if path.is_dir() {
+    };
+    if found.is_dir() {
         return Err(Error::usage("a folder is no list of digests").at(path));
     }
     parse(&text_of(small::read(path, MAX_TEXT)?, path)?, &path.to_string_lossy(), None)
@@ -356,7 +356,7 @@ fn check_path(name: &str) -> Result<()> {
 /// Reads a regular file of the folder; `None` if it does not exist. Pipes are not opened.
 fn read_regular(root: &Root, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
     let Some(path) = root.resolve(name)? else { return Ok(None) };
-    if small::size(&path).is_none() {
+    if !small::is_file(&path)? {
         return Err(Error::invalid("not a regular file").at(root.path().join(name)));
     }
     small::read(&path, limit).map(Some)

@@ -49,6 +49,7 @@ def a_large_small_file(folder: Path) -> None:
 
 
 def one_byte_tensors(path: Path, prefix: str, count: int) -> None:
+    """A file of tensors of one byte each, named by `prefix` and a number."""
     rows = (
         f'"{prefix}{at}":{{"dtype":"U8","shape":[1],"data_offsets":[{at},{at + 1}]}}'
         for at in range(count)
@@ -114,8 +115,42 @@ def test_what_becomes_of_a_checkpoint_is_bounded(tiny: Path) -> None:
     (tiny / INDEX).unlink()
     cost = cost_of_lingconv("reshard", tiny, "--pp", "3", "--target", "hf", "--dry-run")
     assert cost.code == 5, cost.stderr
-    assert "too much for one plan: more than 300000 tensors" in cost.stderr
+    assert "too large for this version of lingconv: more than 300000 tensors" in cost.stderr
     assert cost.peak < MOST_MEMORY
+
+
+LONG = "m" * 50 + "."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("reshard", "--target", "sglang", "--link", "copy", "-o"), 0),
+        (("reshard", "--target", "hf", "--pp", "2", "-o"), 5),
+        (("inspect", "--tensor", "*"), 2),
+    ],
+)
+def test_many_long_names_take_little_memory(
+    tiny: Path, arguments: tuple[str, ...], code: int
+) -> None:
+    """As many and as long as are converted: 300,000 tensors, 36 MB of headers."""
+    one_byte_tensors(tiny / SHARD, LONG, 299_000)
+    (tiny / INDEX).unlink()
+    command, *options = arguments
+    out = (tiny.parent / "out",) if options[-1] == "-o" else ()
+    cost = cost_of_lingconv(command, tiny, *options, *out)
+    assert cost.code == code, cost.stderr[-2000:]
+    assert cost.peak < MOST_MEMORY
+
+
+def test_headers_above_the_bound_are_called_large_and_not_damaged(tiny: Path) -> None:
+    one_byte_tensors(tiny / SHARD, "m" * 300 + ".", 200_000)
+    (tiny / INDEX).unlink()
+    for command in (("inspect",), ("quantize", "fp8", "--dry-run"), ("inspect", "--tensor", "*")):
+        cost = cost_of_lingconv(*command, tiny)
+        assert cost.code == 5, cost.stderr[-2000:]
+        assert "too large for this version of lingconv: headers of more than" in cost.stderr
+        assert cost.peak < MOST_MEMORY
 
 
 def test_a_request_that_a_manifest_records_is_bounded(tiny: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,30 @@ SOUND = {
 def test_a_sound_header_passes(folder: Path, name: str) -> None:
     assert accepted_by_safetensors(folder, SOUND[name])
     assert accepted(folder, SOUND[name])
+
+
+# What the library takes and we do not look into.
+TOO_LARGE = {
+    "nine dimensions": framed(ranged('"U8"', "[1,1,1,1,1,1,1,1,4]", "[0,4]"), 4),
+    "a long name": framed(GOOD.replace('"a"', f'"{"a" * 2_000}"'), 12),
+}
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_what_is_above_a_bound_is_not_called_damaged(folder: Path, name: str) -> None:
+    assert accepted_by_safetensors(folder, TOO_LARGE[name])
+    for options in ((), ("--level", "headers")):
+        outcome = verify(folder, *options)
+        assert outcome.code == 9
+        notes = {(category, file) for category, file, _ in outcome.found(failures=False)}
+        assert notes == {("too-large", FILE)}
+    sums = subprocess.run(["sha256sum", FILE], cwd=folder, capture_output=True, check=True).stdout
+    (folder / "SHA256SUMS").write_bytes(sums)
+    try:
+        assert verify(folder).code == 0
+        assert verify(folder, "--level", "headers").code == 9
+    finally:
+        (folder / "SHA256SUMS").unlink()
 
 
 # As text: each use is a value of its own.

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Tensors that are listed one by one; an FP8 model of a trillion parameters has 118,000.
 MAX_LISTED = 150_000
+# Most characters of their names.
+MAX_TEXT = 12_000_000
 
 
 @click.command("inspect", cls=Command)
@@ -68,9 +70,11 @@ def command(
 
 
 def _selected(catalog: api.Catalog, glob: str) -> Iterator[Tensor]:
+    text = 0
     for count, tensor in enumerate(catalog.each_tensor(glob)):
-        if count == MAX_LISTED:
-            what = f"--tensor {glob!r}: more than {MAX_LISTED:,} tensors have such a name"
+        text += len(tensor.name)
+        if count == MAX_LISTED or text > MAX_TEXT:
+            what = f"--tensor {glob!r}: {count:,} tensors and more have such a name"
             raise usage_error(what, hint="ask for fewer of them at a time, or for --tree")
         yield tensor
 

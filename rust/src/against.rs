@@ -83,7 +83,7 @@ impl Source {
     /// What the source that was converted had and `catalog` has not, and the other way round.
     fn differences(&self, catalog: &Catalog) -> Vec<String> {
         let here = catalog.shards.iter().map(|s| {
-            let header = hex(&Sha256::digest(&s.raw_header));
+            let header = hex(&Sha256::digest(&*s.raw_header));
             (s.name.as_str(), (s.stamp.size, header))
         });
         let mut here: BTreeMap<&str, (u64, String)> = here.collect();

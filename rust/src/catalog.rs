@@ -4,6 +4,7 @@
 //! warning; what makes the checkpoint ambiguous or incomplete is an error.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -11,11 +12,10 @@ use sha2::{Digest, Sha256};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::exec::hash::hex;
-use crate::header::{self, Allowance, Header};
 use crate::io::{Root, Stamp};
 use crate::json::{self, Index};
 use crate::pieces::Pieces;
-use crate::threads;
+use crate::shard_headers::{ReadHeader, read_headers};
 
 /// Name of the index file.
 pub const INDEX: &str = "model.safetensors.index.json";
@@ -32,10 +32,6 @@ pub(crate) const MAX_MANIFEST: u64 = 96 << 20;
 pub(crate) const MAX_TENSORS: usize = 300_000;
 /// Longest config.json.
 pub(crate) const MAX_CONFIG: u64 = 16 << 20;
-/// How a git-lfs pointer begins.
-pub(crate) const LFS_MAGIC: &[u8] = b"version https://git-lfs";
-/// Threads that read headers: on a network file system the waiting adds up.
-const HEADER_THREADS: usize = 8;
 
 /// A shard of the checkpoint.
 #[derive(Debug, Clone)]
@@ -47,7 +43,7 @@ pub struct Shard {
     /// First byte of tensor data in the file.
     pub data_start: u64,
     /// Prefix and header as they are in the file.
-    pub raw_header: Vec<u8>,
+    pub raw_header: Arc<Vec<u8>>,
     /// Tensors are `first..first + count` of the catalog.
     pub first: usize,
     /// Number of tensors.
@@ -57,8 +53,8 @@ pub struct Shard {
 /// A tensor and where it is.
 #[derive(Debug, Clone)]
 pub struct Tensor {
-    /// Full name.
-    pub name: Box<str>,
+    /// Full name; shared with the files that it is copied to.
+    pub name: Arc<str>,
     /// Element type.
     pub dtype: Dtype,
     /// Dimensions, row-major.
@@ -187,7 +183,7 @@ impl Catalog {
             shape: t.shape,
             shard,
         }));
-        let (stamp, raw_header) = (read.stamp, read.raw);
+        let (stamp, raw_header) = (read.stamp, Arc::new(read.raw));
         self.shards.push(Shard { name, stamp, data_start, raw_header, first, count });
     }
 
@@ -280,7 +276,7 @@ impl Catalog {
         let mut hash = Sha256::new();
         for shard in &self.shards {
             hash.update(format!("{}\0{}\0", shard.name, shard.stamp.size));
-            hash.update(Sha256::digest(&shard.raw_header));
+            hash.update(Sha256::digest(&*shard.raw_header));
         }
         hash.update(self.config.as_ref().map(Value::to_string).unwrap_or_default());
         hex(&hash.finalize())
@@ -347,79 +343,4 @@ fn parse_object(root: &Root, name: &str, bytes: &[u8]) -> Result<Value> {
         Ok(_) => Err(Error::invalid("not a JSON object").at(root.path().join(name))),
         Err(e) => Err(e.at(root.path().join(name))),
     }
-}
-
-/// A shard's header as it was read.
-#[derive(Debug)]
-pub struct ReadHeader {
-    /// The checked header.
-    pub header: Header,
-    /// Prefix and header as they are in the file.
-    pub raw: Vec<u8>,
-    /// Size and times of the file.
-    pub stamp: Stamp,
-}
-
-/// Reads and checks the headers of several shards, in their order.
-pub(crate) fn read_headers(root: &Root, names: &[String]) -> Result<Vec<ReadHeader>> {
-    let count = HEADER_THREADS.min(names.len()).max(1);
-    let share = names.len().div_ceil(count).max(1);
-    let allowance = Allowance::of_tensors(MAX_TENSORS);
-    let read_share = |names: &[String]| -> Result<Vec<ReadHeader>> {
-        names
-            .iter()
-            .map(|n| read_header(root, n, &allowance).map_err(|e| e.at(root.path().join(n))))
-            .collect()
-    };
-    std::thread::scope(|scope| {
-        let read_share = &read_share;
-        let handles = names
-            .chunks(share)
-            .map(|names| threads::spawn(scope, move || read_share(names)))
-            .collect::<Result<Vec<_>>>()?;
-        let mut headers = Vec::with_capacity(names.len());
-        for handle in handles {
-            let share =
-                handle.join().map_err(|_| Error::internal("a header thread panicked"))??;
-            headers.extend(share);
-        }
-        Ok(headers)
-    })
-}
-
-/// Reads and checks the header of one shard, which is kept beside others of the same `allowance`.
-pub fn read_header(root: &Root, name: &str, allowance: &Allowance) -> Result<ReadHeader> {
-    use std::os::unix::fs::FileExt;
-    let file = root.file(name)?;
-    let fail = |e: std::io::Error| Error::io("cannot read", root.path().join(name), &e);
-    let stamp = Stamp::of(&file).map_err(fail)?;
-    if stamp.size < header::PREFIX {
-        return Err(Error::invalid(format!("{} bytes are no safetensors file", stamp.size))
-            .hint("the download is incomplete; download the file again"));
-    }
-    let mut prefix = [0u8; header::PREFIX as usize];
-    file.read_exact_at(&mut prefix, 0).map_err(fail)?;
-    // As a number, eight characters of a text are far above the limit; a sound length may well begin
-    // with a byte that is a letter.
-    if u64::from_le_bytes(prefix) > header::MAX_HEADER {
-        let mut start = [0u8; LFS_MAGIC.len()];
-        let start = &mut start[..LFS_MAGIC.len().min(stamp.size as usize)];
-        file.read_exact_at(start, 0).map_err(fail)?;
-        let page = matches!(start, [b'<', second, ..] if second.is_ascii_alphabetic() || b"!?".contains(second));
-        if page || start == LFS_MAGIC {
-            let what = if page { "a web page" } else { "a git-lfs pointer" };
-            return Err(Error::invalid(format!("{what} in place of a shard"))
-                .hint("download the file itself, for example with `hf download`"));
-        }
-    }
-    let length = header::json_length(prefix, stamp.size)?;
-    allowance.take(header::PREFIX + length)?;
-    let mut raw = prefix.to_vec();
-    raw.resize((header::PREFIX + length) as usize, 0);
-    let (_, json) = raw.split_at_mut(prefix.len());
-    file.read_exact_at(json, header::PREFIX).map_err(fail)?;
-    let mut header = Header::parse_within(json, stamp.size - header::PREFIX - length, allowance)?;
-    // Nobody asks for it, and it may be as long as the header itself.
-    header.metadata = Vec::new();
-    Ok(ReadHeader { header, raw, stamp })
 }

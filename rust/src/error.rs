@@ -119,6 +119,11 @@ impl Error {
         Self::new(Kind::Impossible, message)
     }
 
+    /// [`Kind::Impossible`]: what is perhaps sound is `what`, more than this version takes.
+    pub fn too_large(what: impl fmt::Display) -> Self {
+        Self::impossible(format!("too large for this version of lingconv: {what}"))
+    }
+
     /// [`Kind::Usage`]: the request makes no sense.
     pub fn usage(message: impl Into<String>) -> Self {
         Self::new(Kind::Usage, message)

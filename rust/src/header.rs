@@ -7,22 +7,23 @@
 //! because headers come from the internet.
 
 use std::borrow::Cow;
-use std::fmt::{self, Write};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::cell::RefCell;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 
+use crate::allowance::Allowance;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::json::Count;
 
 /// Bytes of the length prefix.
 pub const PREFIX: u64 = 8;
 /// Longest header that is read, in bytes; the library's own limit.
 pub const MAX_HEADER: u64 = 100_000_000;
-/// Most bytes of headers that are kept beside one another. Those of a checkpoint of 200,000 tensors
-/// have 30 MB.
-pub const MAX_HEADERS: u64 = MAX_HEADER + PREFIX;
 /// Most tensors of headers that are kept beside one another, and so of one.
 pub const MAX_TENSORS: usize = 1_000_000;
 /// Most entries of `__metadata__`.
@@ -37,8 +38,8 @@ pub const DATA_ALIGNMENT: u64 = 4_096;
 /// One tensor of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Full name.
-    pub name: Box<str>,
+    /// Full name; shared, since what is copied keeps it.
+    pub name: Arc<str>,
     /// Element type.
     pub dtype: Dtype,
     /// Dimensions, row-major; empty for a scalar.
@@ -53,50 +54,6 @@ impl Entry {
     /// Bytes of data.
     pub fn bytes(&self) -> u64 {
         self.end - self.begin
-    }
-}
-
-/// What is left for headers that are kept beside one another: of a checkpoint all of them are.
-#[derive(Debug)]
-pub struct Allowance {
-    bytes: AtomicU64,
-    tensors: AtomicUsize,
-    most_tensors: usize,
-}
-
-impl Default for Allowance {
-    fn default() -> Self {
-        Self::of_tensors(MAX_TENSORS)
-    }
-}
-
-impl Allowance {
-    /// For so many tensors, at most [`MAX_TENSORS`].
-    pub fn of_tensors(most_tensors: usize) -> Self {
-        Self { bytes: AtomicU64::default(), tensors: AtomicUsize::default(), most_tensors }
-    }
-
-    /// Bytes of headers that may still come.
-    pub fn left(&self) -> u64 {
-        MAX_HEADERS.saturating_sub(self.bytes.load(Ordering::Relaxed))
-    }
-
-    /// Takes the bytes of a header from it; an error above [`MAX_HEADERS`].
-    pub fn take(&self, bytes: u64) -> Result<()> {
-        if self.bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) <= MAX_HEADERS {
-            return Ok(());
-        }
-        Err(Error::invalid(format!("the headers of all shards have more than {MAX_HEADERS} bytes")))
-    }
-
-    /// Takes more tensors from it; an error if it had not so many.
-    pub fn take_tensors(&self, count: usize) -> Result<()> {
-        if self.tensors.fetch_add(count, Ordering::Relaxed).saturating_add(count)
-            <= self.most_tensors
-        {
-            return Ok(());
-        }
-        Err(Error::invalid(format!("more than {} tensors", self.most_tensors)))
     }
 }
 
@@ -137,22 +94,17 @@ impl Header {
 
     /// As [`Self::parse`], of a header that is kept beside others.
     pub fn parse_within(json: &[u8], data_len: u64, allowance: &Allowance) -> Result<Self> {
-        if json.first() != Some(&b'{') {
-            return Err(Error::invalid("header does not begin with '{'"));
-        }
-        std::str::from_utf8(json).map_err(|_| Error::invalid("header is not UTF-8"))?;
-        let mut header = Self::from_json(json, allowance)
-            .map_err(|e| Error::invalid(format!("malformed header: {e}")))?;
+        let mut header = Self::from_json(json, allowance)?;
         header.check_names()?;
         header.tensors.sort_unstable_by_key(|t| (t.begin, t.end));
-        header.check_ranges(data_len)?;
+        check_ranges(header.tensors.iter(), data_len)?;
         Ok(header)
     }
 
-    fn from_json(json: &[u8], allowance: &Allowance) -> serde_json::Result<Self> {
-        let mut deserializer = serde_json::Deserializer::from_slice(json);
-        let header = deserializer.deserialize_map(HeaderVisitor { allowance })?;
-        deserializer.end().map(|()| header)
+    fn from_json(json: &[u8], allowance: &Allowance) -> Result<Self> {
+        let mut tensors = Vec::new();
+        let header = each_entry(json, allowance, |entry| tensors.push(entry))?;
+        Ok(Self { tensors, ..header })
     }
 
     /// Bytes of data that an otherwise sound header asks for, whatever the file holds.
@@ -170,57 +122,86 @@ impl Header {
             None => Ok(()),
         }
     }
+}
 
-    fn check_ranges(&self, data_len: u64) -> Result<()> {
-        let mut expected = 0;
-        for t in &self.tensors {
-            let problem = |what: String| Err(Error::invalid(what).tensor(&*t.name));
-            let Some(size) = t.dtype.byte_len(&t.shape) else {
-                return problem(format!("shape {:?} of {} has no byte size", t.shape, t.dtype));
-            };
-            if t.end < t.begin || t.end - t.begin != size {
-                return problem(format!(
-                    "range {}..{} is not the {size} bytes of {} {:?}",
-                    t.begin, t.end, t.dtype, t.shape
-                ));
-            }
-            if t.begin != expected {
-                let what =
-                    if t.begin < expected { "overlaps the one before" } else { "leaves a hole" };
-                return problem(format!(
-                    "range {}..{} {what}: expected it to begin at {expected}",
-                    t.begin, t.end
-                ));
-            }
-            expected = t.end;
-        }
-        if expected == data_len {
-            return Ok(());
-        }
-        let what = if expected > data_len {
-            "the file is truncated"
-        } else {
-            "bytes follow the last tensor"
+/// Reads the JSON part of a file and hands out its tensors one by one, in their order, without a look
+/// at names and ranges; gives the rest of the header.
+pub(crate) fn each_entry(
+    json: &[u8],
+    allowance: &Allowance,
+    take: impl FnMut(Entry),
+) -> Result<Header> {
+    if json.first() != Some(&b'{') {
+        return Err(Error::invalid("header does not begin with '{'"));
+    }
+    std::str::from_utf8(json).map_err(|_| Error::invalid("header is not UTF-8"))?;
+    let beyond = RefCell::default();
+    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    let header = deserializer
+        .deserialize_map(HeaderVisitor { allowance, beyond: &beyond, take })
+        .and_then(|header| deserializer.end().map(|()| header));
+    let malformed = |e| Error::invalid(format!("malformed header: {e}"));
+    header.map_err(|e| beyond.take().unwrap_or_else(|| malformed(e)))
+}
+
+/// Checks that `tensors`, by ascending range, fill `data_len` bytes without holes, each as its shape asks.
+pub(crate) fn check_ranges<'a>(
+    tensors: impl Iterator<Item = &'a Entry>,
+    data_len: u64,
+) -> Result<()> {
+    let mut expected = 0;
+    for t in tensors {
+        let problem = |what: String| Err(Error::invalid(what).tensor(&*t.name));
+        let Some(size) = t.dtype.byte_len(&t.shape) else {
+            return problem(format!("shape {:?} of {} has no byte size", t.shape, t.dtype));
         };
-        Err(Error::invalid(format!(
-            "tensors take {expected} bytes, the file holds {data_len}: {what}"
-        ))
+        if t.end < t.begin || t.end - t.begin != size {
+            return problem(format!(
+                "range {}..{} is not the {size} bytes of {} {:?}",
+                t.begin, t.end, t.dtype, t.shape
+            ));
+        }
+        if t.begin != expected {
+            let what = if t.begin < expected { "overlaps the one before" } else { "leaves a hole" };
+            return problem(format!(
+                "range {}..{} {what}: expected it to begin at {expected}",
+                t.begin, t.end
+            ));
+        }
+        expected = t.end;
+    }
+    if expected == data_len {
+        return Ok(());
+    }
+    let what =
+        if expected > data_len { "the file is truncated" } else { "bytes follow the last tensor" };
+    Err(Error::invalid(format!("tensors take {expected} bytes, the file holds {data_len}: {what}"))
         .hint("download the file again"))
+}
+
+struct HeaderVisitor<'r, F> {
+    allowance: &'r Allowance,
+    /// What is larger than we take, and no fault of the header.
+    beyond: &'r RefCell<Option<Error>>,
+    take: F,
+}
+
+impl<F> HeaderVisitor<'_, F> {
+    fn end<E: de::Error>(&self, error: Error) -> E {
+        let text = E::custom(&error.message);
+        self.beyond.replace(Some(error));
+        text
     }
 }
 
-struct HeaderVisitor<'r> {
-    allowance: &'r Allowance,
-}
-
-impl<'de> Visitor<'de> for HeaderVisitor<'_> {
+impl<'de, F: FnMut(Entry)> Visitor<'de> for HeaderVisitor<'_, F> {
     type Value = Header;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str("an object of tensors")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> std::result::Result<Header, A::Error> {
         let mut header = Header::default();
         let mut metadata_seen = false;
         while let Some(name) = map.next_key::<Cow<str>>()? {
@@ -229,20 +210,29 @@ impl<'de> Visitor<'de> for HeaderVisitor<'_> {
                     return Err(de::Error::custom("duplicate key __metadata__"));
                 }
                 match map.next_value::<Option<Metadata>>()? {
-                    Some(metadata) => header.metadata = metadata.0,
+                    Some(Metadata(Some(pairs))) => header.metadata = pairs,
+                    Some(Metadata(None)) => {
+                        let what = format!("more than {MAX_METADATA} metadata entries");
+                        return Err(self.end(Error::too_large(what)));
+                    }
                     None => header.warnings.push("__metadata__ is null".into()),
                 }
                 continue;
             }
             if name.len() > MAX_NAME {
-                return Err(de::Error::custom(format!("a name is longer than {MAX_NAME} bytes")));
+                let what = format!("a name of {} bytes, more than {MAX_NAME}", name.len());
+                return Err(self.end(Error::too_large(what)));
             }
-            self.allowance.take_tensors(1).map_err(|e| de::Error::custom(e.message))?;
+            self.allowance.take_tensors(1).map_err(|e| self.end(e))?;
             let raw = map.next_value::<RawEntry>()?;
-            header.tensors.push(Entry {
+            let Shape(Some(shape)) = raw.shape else {
+                let what = format!("more than {MAX_RANK} dimensions");
+                return Err(self.end(Error::too_large(what).tensor(name)));
+            };
+            (self.take)(Entry {
                 name: name.into(),
                 dtype: raw.dtype,
-                shape: raw.shape.0,
+                shape,
                 begin: raw.data_offsets.0,
                 end: raw.data_offsets.1,
             });
@@ -259,8 +249,8 @@ struct RawEntry {
     data_offsets: (u64, u64),
 }
 
-/// A shape of at most [`MAX_RANK`] dimensions; the limit holds while parsing, not after it.
-struct Shape(Box<[u64]>);
+/// A shape, `None` of more than [`MAX_RANK`] dimensions; the limit holds while parsing, not after it.
+struct Shape(Option<Box<[u64]>>);
 
 impl<'de> Deserialize<'de> for Shape {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
@@ -268,7 +258,7 @@ impl<'de> Deserialize<'de> for Shape {
         impl<'de> Visitor<'de> for ShapeVisitor {
             type Value = Shape;
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                write!(f, "at most {MAX_RANK} dimensions")
+                f.write_str("dimensions")
             }
             fn visit_seq<A: SeqAccess<'de>>(
                 self,
@@ -276,20 +266,20 @@ impl<'de> Deserialize<'de> for Shape {
             ) -> std::result::Result<Shape, A::Error> {
                 let (mut dims, mut rank) = ([0u64; MAX_RANK], 0);
                 while let Some(dim) = seq.next_element()? {
-                    *dims.get_mut(rank).ok_or_else(|| {
-                        de::Error::custom(format!("more than {MAX_RANK} dimensions"))
-                    })? = dim;
+                    if let Some(next) = dims.get_mut(rank) {
+                        *next = dim;
+                    }
                     rank += 1;
                 }
-                Ok(Shape(dims[..rank].into()))
+                Ok(Shape(dims.get(..rank).map(Box::from)))
             }
         }
         deserializer.deserialize_seq(ShapeVisitor)
     }
 }
 
-/// `__metadata__`: strings to strings, no key twice.
-struct Metadata(Vec<(String, String)>);
+/// `__metadata__`: strings to strings, no key twice; `None` of more than [`MAX_METADATA`] entries.
+struct Metadata(Option<Vec<(String, String)>>);
 
 impl<'de> Deserialize<'de> for Metadata {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
@@ -306,9 +296,8 @@ impl<'de> Deserialize<'de> for Metadata {
                 let mut pairs: Vec<(String, String)> = Vec::new();
                 while let Some(pair) = map.next_entry::<String, String>()? {
                     if pairs.len() == MAX_METADATA {
-                        return Err(de::Error::custom(format!(
-                            "more than {MAX_METADATA} metadata entries"
-                        )));
+                        while map.next_entry::<String, String>()?.is_some() {}
+                        return Ok(Metadata(None));
                     }
                     pairs.push(pair);
                 }
@@ -317,7 +306,7 @@ impl<'de> Deserialize<'de> for Metadata {
                 if keys.windows(2).any(|pair| pair[0] == pair[1]) {
                     return Err(de::Error::custom("duplicate metadata key"));
                 }
-                Ok(Metadata(pairs))
+                Ok(Metadata(Some(pairs)))
             }
         }
         deserializer.deserialize_map(MetadataVisitor)
@@ -342,20 +331,20 @@ pub fn lay_out(tensors: &mut [Entry]) -> Result<u64> {
 /// Encodes prefix and header of a file we write: `__metadata__` format pt (transformers 4 refuses
 /// anything else), padded with spaces so that data starts at a multiple of [`DATA_ALIGNMENT`].
 pub fn encode(tensors: &[Entry]) -> Result<Vec<u8>> {
-    let mut json = String::with_capacity(64 + tensors.len() * 128);
-    json.push_str(r#"{"__metadata__":{"format":"pt"}"#);
-    for t in tensors {
-        let name = serde_json::Value::from(&*t.name);
-        let shape = serde_json::Value::from(&*t.shape);
-        let (dtype, begin, end) = (t.dtype, t.begin, t.end);
-        // Writing to a String cannot fail.
-        let _ = write!(
-            json,
-            r#",{name}:{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{begin},{end}]}}"#
-        );
-    }
-    json.push('}');
-    let total = (PREFIX + json.len() as u64).next_multiple_of(DATA_ALIGNMENT);
+    let total = encoded_length(tensors)?;
+    let mut bytes = Vec::with_capacity(total as usize);
+    bytes.extend_from_slice(&(total - PREFIX).to_le_bytes());
+    write_json(&mut bytes, tensors)?;
+    bytes.resize(total as usize, b' ');
+    Ok(bytes)
+}
+
+/// Bytes of what [`encode`] makes of `tensors`. [`Kind::Impossible`](crate::error::Kind::Impossible)
+/// above [`MAX_HEADER`].
+pub fn encoded_length(tensors: &[Entry]) -> Result<u64> {
+    let mut count = Count::default();
+    write_json(&mut count, tensors)?;
+    let total = (PREFIX + count.0).next_multiple_of(DATA_ALIGNMENT);
     let length = total - PREFIX;
     if length > MAX_HEADER {
         return Err(Error::impossible(format!(
@@ -363,10 +352,22 @@ pub fn encode(tensors: &[Entry]) -> Result<Vec<u8>> {
         ))
         .hint("choose a smaller shard size"));
     }
-    let mut bytes = length.to_le_bytes().to_vec();
-    bytes.extend_from_slice(json.as_bytes());
-    bytes.resize(total as usize, b' ');
-    Ok(bytes)
+    Ok(total)
+}
+
+fn write_json(out: &mut impl io::Write, tensors: &[Entry]) -> Result<()> {
+    let mut write = || -> io::Result<()> {
+        out.write_all(br#"{"__metadata__":{"format":"pt"}"#)?;
+        for t in tensors {
+            out.write_all(b",")?;
+            serde_json::to_writer(&mut *out, &*t.name)?;
+            write!(out, r#":{{"dtype":"{}","shape":"#, t.dtype)?;
+            serde_json::to_writer(&mut *out, &t.shape)?;
+            write!(out, r#","data_offsets":[{},{}]}}"#, t.begin, t.end)?;
+        }
+        out.write_all(b"}")
+    };
+    write().map_err(|e| Error::internal(format!("cannot encode a header: {e}")))
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ use crate::model::{Expected, Group, Model};
 
 /// Names of the row for tensors without a role.
 const OTHER: &str = "other";
+/// Bytes of names after which a page of tensors ends.
+const MAX_PAGE_TEXT: usize = 1 << 20;
 /// Most problems that are listed.
 const MAX_PROBLEMS: usize = 20;
 
@@ -271,7 +273,8 @@ pub fn names(catalog: &Catalog, glob: Option<&str>) -> Result<Folded> {
     Ok(fold(catalog.tensors.iter().filter(|tensor| wanted(tensor))))
 }
 
-/// Tensors from position `first` on whose name matches `glob`, or all of them, at most `count`.
+/// Tensors from position `first` on whose name matches `glob`, or all of them, at most `count`; fewer
+/// where names are long.
 pub fn tensors<'a>(
     catalog: &'a Catalog,
     model: Option<&Model>,
@@ -294,7 +297,13 @@ pub fn tensors<'a>(
         }
     };
     let rest = catalog.tensors.iter().enumerate().skip(first);
-    let mut found = rest.filter(|(_, tensor)| wanted(tensor));
-    let rows = found.by_ref().take(count).map(|(_, tensor)| row(tensor)).collect();
-    Ok(TensorPage { rows, next: found.next().map(|(position, _)| position) })
+    let (mut rows, mut text) = (Vec::new(), 0);
+    for (position, tensor) in rest.filter(|(_, tensor)| wanted(tensor)) {
+        if rows.len() == count || text > MAX_PAGE_TEXT {
+            return Ok(TensorPage { rows, next: Some(position) });
+        }
+        text += tensor.name.len();
+        rows.push(row(tensor));
+    }
+    Ok(TensorPage { rows, next: None })
 }

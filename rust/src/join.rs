@@ -15,6 +15,7 @@ use crate::catalog::{Catalog, MANIFEST, MAX_MANIFEST};
 use crate::error::{Error, Kind, Result};
 use crate::exec::fold::DoneOutput;
 use crate::exec::force::forget;
+use crate::exec::hash::Digest128;
 use crate::exec::identity::{Identities, SourceFile};
 use crate::exec::journal::{self, Begin, DoneRecord, Journal};
 use crate::exec::output::is_published;
@@ -54,7 +55,7 @@ struct File {
 
 #[derive(Deserialize)]
 struct Tensor {
-    xxh3: Option<String>,
+    xxh3: Option<Digest128>,
 }
 
 /// The plan that adds `plan`, which is for some ranks, to those that the output holds already;
@@ -169,7 +170,7 @@ fn done(
             path: planned.path.clone(),
             size: planned.size,
             sha256: file.sha256.clone(),
-            tensors: file.tensors.iter().filter_map(|t| t.xxh3.clone()).collect(),
+            tensors: file.tensors.iter().filter_map(|t| t.xxh3).collect(),
             linked: file.linked,
         });
     }

@@ -27,9 +27,8 @@ const MAX_FILES: usize = MAX_ENTRIES;
 pub fn value(text: &[u8]) -> Result<Value> {
     let elements = elements(text);
     if elements > MAX_ELEMENTS {
-        return Err(Error::invalid(format!(
-            "{elements} elements of JSON, the limit is {MAX_ELEMENTS}"
-        )));
+        let what = format!("{elements} elements of JSON, more than {MAX_ELEMENTS}");
+        return Err(Error::too_large(what));
     }
     serde_json::from_slice(text).map_err(|e| Error::invalid(format!("malformed JSON: {e}")))
 }
@@ -67,7 +66,7 @@ impl Index {
         struct Whole {
             #[serde(default)]
             metadata: Metadata,
-            weight_map: WeightMap,
+            weight_map: Bounded,
         }
         #[derive(Deserialize, Default)]
         struct Metadata {
@@ -76,7 +75,7 @@ impl Index {
         }
         let whole: Whole = serde_json::from_slice(text)
             .map_err(|e| Error::invalid(format!("malformed index: {e}")))?;
-        let WeightMap { files, tensors } = whole.weight_map;
+        let WeightMap { files, tensors } = whole.weight_map.0.map_err(Error::too_large)?;
         Ok(Self { total_size: whole.metadata.total_size.0, files, tensors })
     }
 
@@ -106,29 +105,35 @@ struct WeightMap {
     tensors: Vec<(Box<str>, u32)>,
 }
 
-impl<'de> Deserialize<'de> for WeightMap {
+/// The map, or what there is too much of, past which it was only read to its end.
+struct Bounded(Result<WeightMap, String>);
+
+impl<'de> Deserialize<'de> for Bounded {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct MapVisitor;
         impl<'de> Visitor<'de> for MapVisitor {
-            type Value = WeightMap;
+            type Value = Bounded;
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
                 f.write_str("an object of file names")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<WeightMap, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Bounded, A::Error> {
                 let mut known: HashMap<String, u32> = HashMap::new();
                 let mut tensors: Vec<(Box<str>, u32)> = Vec::new();
                 while let Some((tensor, file)) = map.next_entry::<Box<str>, String>()? {
-                    if tensors.len() == MAX_TENSORS {
-                        return Err(de::Error::custom(format!("more than {MAX_TENSORS} tensors")));
-                    }
-                    if tensor.len() > MAX_NAME {
-                        let text = format!("a name is longer than {MAX_NAME} bytes");
-                        return Err(de::Error::custom(text));
-                    }
                     let next = known.len();
                     let number = *known.entry(file).or_insert(next as u32);
-                    if number as usize == MAX_FILES {
-                        return Err(de::Error::custom(format!("more than {MAX_FILES} files")));
+                    let too_large = if tensors.len() == MAX_TENSORS {
+                        Some(format!("more than {MAX_TENSORS} tensors"))
+                    } else if tensor.len() > MAX_NAME {
+                        Some(format!("a name of {} bytes, more than {MAX_NAME}", tensor.len()))
+                    } else if number as usize == MAX_FILES {
+                        Some(format!("more than {MAX_FILES} files"))
+                    } else {
+                        None
+                    };
+                    if let Some(what) = too_large {
+                        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                        return Ok(Bounded(Err(what)));
                     }
                     tensors.push((tensor, number));
                 }
@@ -136,7 +141,7 @@ impl<'de> Deserialize<'de> for WeightMap {
                 for (file, number) in known {
                     files[number as usize] = file;
                 }
-                Ok(WeightMap { files, tensors })
+                Ok(Bounded(Ok(WeightMap { files, tensors })))
             }
         }
         deserializer.deserialize_map(MapVisitor)
@@ -183,6 +188,20 @@ impl<'de> Deserialize<'de> for Number {
             }
         }
         deserializer.deserialize_any(NumberVisitor)
+    }
+}
+
+/// A writer that counts, and keeps nothing.
+#[derive(Debug, Default)]
+pub struct Count(pub u64);
+
+impl std::io::Write for Count {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -241,7 +260,7 @@ mod tests {
         let small = format!("[{}0]", "0,".repeat(MAX_ELEMENTS - 2));
         assert!(value(small.as_bytes()).is_ok());
         let large = format!("[{}0]", "0,".repeat(MAX_ELEMENTS));
-        assert!(value(large.as_bytes()).unwrap_err().message.contains("the limit is"));
+        assert!(value(large.as_bytes()).unwrap_err().message.contains("more than 500000"));
     }
 
     #[test]

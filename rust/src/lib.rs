@@ -24,6 +24,7 @@
 //! where [`threads`] cannot start or [`memory`] is short.
 
 pub mod against;
+pub mod allowance;
 pub mod catalog;
 pub mod companion;
 pub mod dialect;
@@ -43,6 +44,7 @@ pub mod numeric;
 pub mod pieces;
 pub mod plan;
 pub mod run;
+pub mod shard_headers;
 pub mod synth;
 pub mod target;
 pub mod threads;

@@ -62,7 +62,6 @@ fn check_digests(expected: &Expected) {
     let mut reached = 0;
     for tensor in &expected.tensors {
         assert!(tensor.begin >= reached && tensor.begin <= tensor.end, "{tensor:?}");
-        assert!(tensor.xxh3.len() == 32 && tensor.xxh3.bytes().all(digit), "{tensor:?}");
         reached = tensor.end;
     }
 }

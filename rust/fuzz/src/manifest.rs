@@ -93,7 +93,7 @@ fn manifest(catalog: &Catalog, plan: &Plan) -> Value {
         json!({
             "name": shard.name,
             "size": shard.stamp.size,
-            "header_sha256": hex(&Sha256::digest(&shard.raw_header)),
+            "header_sha256": hex(&Sha256::digest(&*shard.raw_header)),
             "header": packed(&shard.raw_header),
         })
     });

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use lingconv_core::catalog::{Catalog, INDEX, ReadHeader};
+use lingconv_core::catalog::{Catalog, INDEX};
 use lingconv_core::dtype::Dtype;
 use lingconv_core::error::{Error, Result};
 use lingconv_core::header::{self, Entry, Header};
 use lingconv_core::io::{Root, Stamp};
 use lingconv_core::model::{Architecture, Model};
+use lingconv_core::shard_headers::ReadHeader;
 use serde_json::{Map, Value, json};
 
 use crate::sound;

@@ -13,6 +13,7 @@ use super::force::reset;
 use super::identity::Identities;
 use super::jobs::run_jobs;
 use super::journal::{self, Begin, Journal, State};
+use super::manifest;
 use super::output::{Found, check_space, inspect, is_published, names_to_claim};
 use super::presence::Presence;
 use super::progress::Progress;
@@ -127,6 +128,7 @@ impl<'a> Run<'a> {
 
     /// Runs this worker's share and publishes if it was the last.
     pub fn execute(&self) -> Result<(Outcome, Vec<TensorReport>)> {
+        manifest::check_size(self.catalog, self.plan)?;
         let budget =
             budget(self.plan, self.options.memory, self.options.jobs, Together::of(self.plan))?;
         let mut state = match self.prepare()? {

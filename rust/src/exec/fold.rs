@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::attest::SavedSource;
-use super::hash::{Xxh3, hex, load_sha256, save_sha256};
+use super::hash::{Digest128, Xxh3, hex, load_sha256, save_sha256};
 use super::slot::{Piece, Place, Slot};
 use super::window::{Position, Window};
 use crate::error::{Error, Result};
@@ -57,7 +57,7 @@ pub struct SavedOutput {
     /// How far it is filled.
     pub(super) tensor_bytes: u64,
     xxh3: Xxh3,
-    digests: Vec<String>,
+    digests: Vec<Digest128>,
     /// Scales that wait for their tensors, base64.
     pub(super) deferred: BTreeMap<u32, String>,
 }
@@ -70,7 +70,7 @@ struct OutputFold<'a> {
     tensor: usize,
     tensor_bytes: u64,
     xxh3: Xxh3,
-    digests: Vec<String>,
+    digests: Vec<Digest128>,
     deferred: BTreeMap<u32, Vec<u8>>,
 }
 
@@ -84,7 +84,7 @@ pub struct DoneOutput {
     /// SHA-256 of the file; of a linked file, which nobody read, only if it was known.
     pub sha256: Option<String>,
     /// XXH3-128 of each tensor's bytes, in the order of the file; none of a linked file.
-    pub tensors: Vec<String>,
+    pub tensors: Vec<Digest128>,
     /// What the file was linked as, if it was not written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub linked: Option<Linked>,
@@ -107,7 +107,7 @@ impl<'a> Fold<'a> {
             let mut output = OutputFold::new(file);
             output.sha256.update(&bytes);
             output.length = bytes.len() as u64;
-            pieces.push(Piece { output: i as u32, place: Place::Owned(bytes) });
+            pieces.push(Piece { output: i as u32, place: Place::Owned(bytes.into_owned()) });
             output.pass_filled(i as u32, &mut pieces)?;
             outputs.push(output);
         }
@@ -230,7 +230,7 @@ impl<'a> OutputFold<'a> {
 
     /// Ends the current tensor.
     fn close(&mut self) {
-        self.digests.push(format!("{:032x}", self.xxh3.digest()));
+        self.digests.push(self.xxh3.digest());
         self.xxh3 = Xxh3::default();
         self.tensor += 1;
         self.tensor_bytes = 0;
@@ -296,7 +296,7 @@ pub(super) fn recount(
     let mut buffer = AlignedBuf::default();
     let mut fold = OutputFold::new(output);
     let first = part.read(&mut buffer, 0, header.len())?;
-    if length < header.len() as u64 || buffer.bytes()[first] != header {
+    if length < header.len() as u64 || buffer.bytes()[first] != *header {
         return Ok(None);
     }
     fold.sha256.update(&header);

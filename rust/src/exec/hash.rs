@@ -1,8 +1,12 @@
 //! Digests whose state can be journaled, so that a resumed run goes on hashing where it stopped.
 
+use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use sha2::Sha256;
 use sha2::digest::common::hazmat::SerializableState;
 use xxhash_rust::xxh3::xxh3_128;
@@ -29,6 +33,41 @@ pub fn load_sha256(text: &str) -> Result<Sha256> {
     let bytes = BASE64.decode(text).map_err(|_| damaged())?;
     let state = bytes.as_slice().try_into().map_err(|_| damaged())?;
     Sha256::deserialize(state).map_err(|_| damaged())
+}
+
+/// An XXH3-128 digest; as text, 32 lower-case hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(try_from = "Cow<'_, str>")]
+pub struct Digest128(u128);
+
+impl fmt::Display for Digest128 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl FromStr for Digest128 {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        let number = digits.then(|| u128::from_str_radix(text, 16).ok()).flatten();
+        number.map(Self).ok_or("no XXH3-128 digest")
+    }
+}
+
+impl TryFrom<Cow<'_, str>> for Digest128 {
+    type Error = &'static str;
+
+    fn try_from(text: Cow<'_, str>) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl Serialize for Digest128 {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 const STRIPE: usize = 64;
@@ -127,9 +166,9 @@ impl Xxh3 {
     }
 
     /// The digest of everything appended so far.
-    pub fn digest(&self) -> u128 {
+    pub fn digest(&self) -> Digest128 {
         if self.total <= 240 {
-            return xxh3_128(&self.pending);
+            return Digest128(xxh3_128(&self.pending));
         }
         let mut lanes = self.lanes;
         let stripes = (self.pending.len() - 1) / STRIPE;
@@ -141,7 +180,7 @@ impl Xxh3 {
         accumulate(&mut lanes, &end[end.len() - STRIPE..], &SECRET[192 - STRIPE - 7..]);
         let low = merge(&lanes, &SECRET[11..], self.total.wrapping_mul(P64_1));
         let high = merge(&lanes, &SECRET[192 - STRIPE - 11..], !self.total.wrapping_mul(P64_2));
-        u128::from(high) << 64 | u128::from(low)
+        Digest128(u128::from(high) << 64 | u128::from(low))
     }
 
     /// Folds whole blocks, behind which a further byte is known to follow.
@@ -225,7 +264,7 @@ mod tests {
                 hash.update(&bytes[pair[0]..pair[1]]);
                 hash = serde_json::from_str(&serde_json::to_string(&hash).unwrap()).unwrap();
             }
-            prop_assert_eq!(hash.digest(), xxh3_128(&bytes));
+            prop_assert_eq!(hash.digest(), Digest128(xxh3_128(&bytes)));
         }
     }
 

@@ -290,11 +290,14 @@ impl Journal {
     }
 
     fn append(&self, record: &Record) -> Result<()> {
-        let json = serde_json::to_string(record)
+        let mut line = vec![b' '; SUM];
+        serde_json::to_writer(&mut line, record)
             .map_err(|e| Error::internal(format!("cannot write JSON: {e}")))?;
-        let line = format!("{:016x} {json}\n", xxh3_64(json.as_bytes()));
+        let sum = format!("{:016x}", xxh3_64(&line[SUM..]));
+        line[..sum.len()].copy_from_slice(sum.as_bytes());
+        line.push(b'\n');
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.write_all(line.as_bytes())
+        file.write_all(&line)
             .and_then(|()| file.sync_data())
             .map_err(|e| Error::io("cannot write the journal", &self.path, &e))
     }

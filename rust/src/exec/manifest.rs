@@ -1,32 +1,39 @@
 //! The manifest: what was written, from what, and the source's own headers.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io::Write;
 
-use base64::Engine as _;
+use base64::display::Base64Display;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
-use serde::Serialize;
+use serde::ser::{Error as _, SerializeSeq};
+use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use super::attest::Verified;
 use super::executor::Run;
 use super::figures::Figures;
 use super::fold::{DoneOutput, TensorReport};
-use super::hash::hex;
+use super::hash::{Digest128, hex};
 use super::identity::SourceFile;
 use super::journal::{DoneRecord, State};
+use super::origins::Origins;
 use super::publish::UNSYNCED;
+use crate::catalog::{Catalog, MAX_MANIFEST, Shard};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::io::link::Linked;
 use crate::io::small;
 use crate::plan::data::Expected;
-use crate::plan::{OutputFile, Request, Sidecar, Task};
+use crate::plan::step::Step;
+use crate::plan::{OutputFile, Plan, Request, Sidecar, Task};
 
 /// Name and version of the manifest's form.
 const SCHEMA: &str = "lingconv.manifest/1";
+/// Bytes of a tensor's row beside its names and what the header holds of it, and of its figures.
+const ROW: u64 = 120;
+const FIGURES: u64 = 200;
 
 /// The whole manifest.
 #[derive(Debug, Serialize)]
@@ -41,7 +48,7 @@ pub(super) struct Manifest<'a> {
     /// config.json as it was written: a digest would not tell which keys were edited since.
     config: Option<&'a str>,
     source: Source<'a>,
-    files: Vec<File<'a>>,
+    files: Files<'a>,
     sidecars: &'a [Sidecar],
     dropped: Vec<Dropped<'a>>,
     /// Errors of source tensors that became parts of larger ones.
@@ -62,10 +69,10 @@ struct Source<'a> {
     /// config.json as it was.
     config: Option<&'a str>,
     /// The index as it was: zlib, base64.
-    index: Option<String>,
+    index: Option<Packed<'a>>,
     /// Its files, told from others with the same headers.
     files: Vec<SourceFile>,
-    shards: Vec<SourceShard<'a>>,
+    shards: SourceShards<'a>,
 }
 
 /// A source shard; its header makes it possible to restore the file byte for byte.
@@ -78,10 +85,10 @@ struct SourceShard<'a> {
     sha256: Option<&'a str>,
     header_sha256: String,
     /// Prefix and header, zlib, base64.
-    header: String,
+    header: Packed<'a>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Serialize)]
 struct File<'a> {
     path: &'a str,
     size: u64,
@@ -95,7 +102,7 @@ struct File<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     sha256_by: Option<&'a str>,
     data_start: u64,
-    tensors: Vec<Tensor<'a>>,
+    tensors: Tensors<'a>,
 }
 
 #[derive(Debug, Serialize)]
@@ -107,7 +114,7 @@ struct Tensor<'a> {
     range: [u64; 2],
     /// XXH3-128 of the bytes as stored; absent in a linked file.
     #[serde(skip_serializing_if = "Option::is_none")]
-    xxh3: Option<&'a str>,
+    xxh3: Option<Digest128>,
     /// Source tensor, the first of several, and what was done with it.
     from: &'a str,
     op: &'static str,
@@ -129,25 +136,23 @@ struct Dropped<'a> {
 }
 
 impl<'a> Manifest<'a> {
-    /// Puts together what the plan says and what the journals recorded.
+    /// Puts together what the plan says and what the journals recorded. Nothing of the size of the
+    /// checkpoint is held: rows are made as they are written.
     pub(super) fn new(
         run: &'a Run<'a>,
         state: &'a State,
         verified: &'a [Verified],
     ) -> Result<Self> {
-        let (mut files, mut errors) = (Vec::new(), Vec::new());
-        let known_by = run.options.links.origin.as_str();
+        let mut tasks = Vec::with_capacity(run.plan.tasks.len());
         for (task, digest) in run.plan.tasks.iter().zip(&run.digests) {
             let done = state
                 .done
                 .get(digest)
                 .ok_or_else(|| Error::internal("a task is not in the journal").at(&task.name))?;
-            let origins = Origins::of(run, task, done);
-            for (i, output) in task.outputs.iter().enumerate() {
-                files.push(file(output, &done.outputs[i], &origins, i, known_by)?);
-            }
-            errors.extend(origins.parts);
+            check_rows(task, done)?;
+            tasks.push((task, done));
         }
+        let errors = tasks.iter().flat_map(|(task, done)| part_errors(run.catalog, task, done));
         let dropped = run
             .plan
             .dropped
@@ -166,117 +171,178 @@ impl<'a> Manifest<'a> {
             request: &run.plan.request,
             config: run.plan.config_text(),
             source: source(run, verified)?,
-            files,
+            errors: errors.collect(),
+            files: Files { catalog: run.catalog, tasks, known_by: &run.options.links.origin },
             sidecars: &run.plan.sidecars,
             dropped: dropped.collect(),
-            errors,
             expected: &run.plan.expected,
             warnings,
         })
     }
 }
 
-struct Origins<'a> {
-    /// For each tensor of each output of a task: its source's name and the operation.
-    of: HashMap<(u32, u32), Origin<'a>>,
-    /// Errors that no single tensor of the outputs has.
-    parts: Vec<PartError<'a>>,
+/// Refuses a plan whose manifest nobody could read, before anything is written.
+///
+/// # Errors
+/// [`Error::too_large`].
+pub(super) fn check_size(catalog: &Catalog, plan: &Plan) -> Result<()> {
+    let row = if plan.request.report { ROW + FIGURES } else { ROW };
+    let outputs = plan.tasks.iter().flat_map(|task| &task.outputs);
+    let rows: u64 = outputs.map(|o| o.data_start + row * o.tensors.len() as u64).sum();
+    let from = |step: &Step| step.targets.len() * catalog.tensor(step.source).name.len();
+    let from: usize = plan.tasks.iter().flat_map(|task| &task.steps).map(from).sum();
+    let headers = || catalog.shards.iter().map(|shard| shard.raw_header.as_slice());
+    let packed = || headers().chain(catalog.raw_index.as_deref());
+    // Deflate adds little to what it cannot make smaller; base64 makes four bytes of three.
+    let most = packed().map(|bytes| bytes.len() as u64 + bytes.len() as u64 / 64 + 64).sum::<u64>();
+    let others = rows + from as u64;
+    if others + most / 3 * 4 <= MAX_MANIFEST {
+        return Ok(());
+    }
+    let exact = packed().map(|bytes| pack(bytes).map(|packed| packed.len() as u64));
+    let exact = exact.sum::<std::io::Result<u64>>();
+    let exact = exact.map_err(|e| Error::internal(format!("cannot compress: {e}")))?;
+    let size = others + exact / 3 * 4;
+    if size <= MAX_MANIFEST {
+        return Ok(());
+    }
+    Err(Error::too_large(format!("a manifest of {size} bytes, more than {MAX_MANIFEST}")))
 }
 
-#[derive(Clone, Copy)]
-struct Origin<'a> {
-    from: &'a str,
-    op: &'static str,
-    error: Option<Figures>,
+fn check_rows(task: &Task, done: &DoneRecord) -> Result<()> {
+    for (i, output) in task.outputs.iter().enumerate() {
+        let made = done.outputs.get(i);
+        if !made.is_some_and(|d| d.linked.is_some() || d.tensors.len() == output.tensors.len()) {
+            let what = "the journal has other tensors than the plan";
+            return Err(Error::internal(what).at(&output.path));
+        }
+    }
+    Ok(())
 }
 
-impl<'a> Origins<'a> {
-    fn of(run: &Run<'a>, task: &'a Task, done: &DoneRecord) -> Self {
-        let errors: HashMap<u32, Figures> =
-            done.reports.iter().map(|r| (r.source, Figures::from(&r.stats))).collect();
-        let mut origins = HashMap::new();
-        for step in &task.steps {
-            let from = &*run.catalog.tensor(step.source).name;
-            let (op, error) = (step.op.name(), errors.get(&step.source).copied());
-            for target in &step.targets {
-                let origin = Origin { from, op, error };
-                let known = origins.entry((target.output, target.tensor)).or_insert(origin);
-                known.error = known.error.filter(|_| known.from == from);
-                if let Some(scale) = target.scale {
-                    let origin = Origin { error: None, ..origin };
-                    origins.entry((target.output, scale)).or_insert(origin);
-                }
+/// The files of all outputs.
+#[derive(Debug)]
+struct Files<'a> {
+    catalog: &'a Catalog,
+    tasks: Vec<(&'a Task, &'a DoneRecord)>,
+    known_by: &'a str,
+}
+
+impl Serialize for Files<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let mut rows = serializer.serialize_seq(None)?;
+        for (task, done) in &self.tasks {
+            let origins = Origins::new(task, done);
+            for (i, (output, done)) in task.outputs.iter().zip(&done.outputs).enumerate() {
+                rows.serialize_element(&File {
+                    path: &output.path,
+                    size: output.size,
+                    sha256: done.sha256.as_deref(),
+                    linked: done.linked,
+                    sha256_by: done.linked.and(done.sha256.as_ref()).map(|_| self.known_by),
+                    data_start: output.data_start,
+                    tensors: Tensors { catalog: self.catalog, output, done, i, origins: &origins },
+                })?;
             }
         }
-        let whole = origins.values().filter(|o| o.error.is_some()).map(|o| o.from);
-        let whole: HashSet<&str> = whole.collect();
-        let part = |report: &TensorReport| {
-            let tensor = &*run.catalog.tensor(report.source).name;
-            let error = Figures::from(&report.stats);
-            (!whole.contains(tensor)).then_some(PartError { tensor, error })
-        };
-        let parts = done.reports.iter().filter_map(part).collect();
-        Self { of: origins, parts }
+        rows.end()
     }
 }
 
-fn file<'a>(
+/// The tensors of one output, the `i`th of its task.
+struct Tensors<'a> {
+    catalog: &'a Catalog,
     output: &'a OutputFile,
     done: &'a DoneOutput,
-    origins: &Origins<'a>,
-    index: usize,
-    known_by: &'a str,
-) -> Result<File<'a>> {
-    if done.linked.is_none() && done.tensors.len() != output.tensors.len() {
-        return Err(Error::internal("the journal has other tensors than the plan").at(&output.path));
+    i: usize,
+    origins: &'a Origins<'a>,
+}
+
+impl Serialize for Tensors<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let row = |number: usize| {
+            let entry = &self.output.tensors[number];
+            let origin = self.origins.of(self.i, number);
+            let step = origin.step(self.origins.task);
+            let from = step.map_or(&*entry.name, |step| &*self.catalog.tensor(step.source).name);
+            Tensor {
+                name: &entry.name,
+                dtype: entry.dtype,
+                shape: &entry.shape,
+                range: [entry.begin, entry.end],
+                xxh3: self.done.tensors.get(number).copied(),
+                from,
+                op: step.map_or("copy", |step| step.op.name()),
+                error: step.and_then(|step| self.origins.error(origin, step)),
+            }
+        };
+        serializer.collect_seq((0..self.output.tensors.len()).map(row))
     }
-    let tensors = output.tensors.iter().enumerate().map(|(i, entry)| {
-        let origin = origins.of.get(&(index as u32, i as u32)).copied();
-        let empty = Origin { from: &entry.name, op: "copy", error: None };
-        let Origin { from, op, error } = origin.unwrap_or(empty);
-        Tensor {
-            name: &entry.name,
-            dtype: entry.dtype,
-            shape: &entry.shape,
-            range: [entry.begin, entry.end],
-            xxh3: done.tensors.get(i).map(String::as_str),
-            from,
-            op,
-            error,
-        }
-    });
-    Ok(File {
-        path: &output.path,
-        size: output.size,
-        sha256: done.sha256.as_deref(),
-        linked: done.linked,
-        sha256_by: done.linked.and(done.sha256.as_ref()).map(|_| known_by),
-        data_start: output.data_start,
-        tensors: tensors.collect(),
-    })
+}
+
+/// Errors that no single tensor of a task's outputs has.
+fn part_errors<'a>(
+    catalog: &'a Catalog,
+    task: &'a Task,
+    done: &'a DoneRecord,
+) -> Vec<PartError<'a>> {
+    if done.reports.is_empty() {
+        return Vec::new();
+    }
+    let origins = Origins::new(task, done);
+    let whole = origins.measured();
+    let parts = done.reports.iter().filter(|report| !whole.contains(&report.source));
+    let row = |report: &TensorReport| PartError {
+        tensor: &catalog.tensor(report.source).name,
+        error: Figures::from(&report.stats),
+    };
+    parts.map(row).collect()
 }
 
 fn source<'a>(run: &Run<'a>, verified: &'a [Verified]) -> Result<Source<'a>> {
-    let shard = |shard: &'a crate::catalog::Shard| {
-        Ok(SourceShard {
-            name: &shard.name,
-            size: shard.stamp.size,
-            header_sha256: hex(&Sha256::digest(&shard.raw_header)),
-            sha256: verified.iter().find(|v| v.name == shard.name).map(|v| v.sha256.as_str()),
-            header: compressed(&shard.raw_header)?,
-        })
-    };
-    let shards = run.catalog.shards.iter().map(shard).collect::<Result<_>>()?;
-    let index = run.catalog.raw_index.as_deref().map(compressed).transpose()?;
-    let config = run.catalog.config_text.as_deref();
-    let verified_by = run.options.known.as_ref().map(|known| known.origin.clone());
-    let files = run.identities.all()?;
-    Ok(Source { digest: &run.plan.catalog_digest, verified_by, config, index, files, shards })
+    let by_name = verified.iter().map(|v| (v.name.as_str(), v.sha256.as_str())).collect();
+    Ok(Source {
+        digest: &run.plan.catalog_digest,
+        verified_by: run.options.known.as_ref().map(|known| known.origin.clone()),
+        config: run.catalog.config_text.as_deref(),
+        index: run.catalog.raw_index.as_deref().map(Packed),
+        files: run.identities.all()?,
+        shards: SourceShards { shards: &run.catalog.shards, verified: by_name },
+    })
 }
 
-fn compressed(bytes: &[u8]) -> Result<String> {
+/// The shards of a source; `verified` digests by name.
+#[derive(Debug)]
+struct SourceShards<'a> {
+    shards: &'a [Shard],
+    verified: HashMap<&'a str, &'a str>,
+}
+
+impl Serialize for SourceShards<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.shards.iter().map(|shard| SourceShard {
+            name: &shard.name,
+            size: shard.stamp.size,
+            sha256: self.verified.get(&*shard.name).copied(),
+            header_sha256: hex(&Sha256::digest(&*shard.raw_header)),
+            header: Packed(&shard.raw_header),
+        }))
+    }
+}
+
+fn pack(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
-    let packed = encoder.write_all(bytes).and_then(|()| encoder.finish());
-    let packed = packed.map_err(|e| Error::internal(format!("cannot compress: {e}")))?;
-    Ok(BASE64.encode(packed))
+    encoder.write_all(bytes)?;
+    encoder.finish()
+}
+
+/// Bytes that are written as zlib in base64.
+#[derive(Debug)]
+struct Packed<'a>(&'a [u8]);
+
+impl Serialize for Packed<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let packed = pack(self.0).map_err(|e| S::Error::custom(format!("cannot compress: {e}")))?;
+        serializer.collect_str(&Base64Display::new(&packed, &BASE64))
+    }
 }

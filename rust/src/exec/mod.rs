@@ -11,7 +11,7 @@
 //!   else is at work there; `force`: emptying it
 //! - `standing`: whether what is recorded still holds; [`identity`], `content`: which source it was made
 //!   of; `reached`: which points a task can have; `write`: a task from its point to its files
-//! - [`publish`], `manifest`: the small files, the manifest last; [`figures`]: errors of encoding
+//! - [`publish`], `manifest`, `origins`: the small files, the manifest last; [`figures`]: errors of encoding
 //! - [`attest`]: digests of source files in the same pass
 //! - [`hash`]: digests whose state can be journaled; [`sha256`]: two at once; [`progress`]: counters and the stop flag
 
@@ -27,6 +27,7 @@ mod jobs;
 pub mod journal;
 mod linking;
 mod manifest;
+mod origins;
 pub mod output;
 mod pipeline;
 pub(crate) mod presence;

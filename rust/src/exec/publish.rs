@@ -112,9 +112,9 @@ pub fn finish(run: &Run, state: &State) -> Result<Outcome> {
     }
     small::write_durable(&output.join(SUMS), sums.as_bytes())?;
     remove_parts(run, state)?;
-    let json = serde_json::to_vec(&manifest)
-        .map_err(|e| Error::internal(format!("cannot write JSON: {e}")))?;
-    small::write_durable(&output.join(MANIFEST), &json)?;
+    small::stream_durable(&output.join(MANIFEST), |file| {
+        serde_json::to_writer(file, &manifest).map_err(Into::into)
+    })?;
     journal::remove(output, |_| true)?;
     Ok(Outcome::Complete)
 }

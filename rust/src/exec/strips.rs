@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::io::AlignedBuf;
 use crate::numeric::{Encoding, Float, Tile, raise_maxima};
 use crate::plan::Step;
-use crate::plan::data::merged;
+use crate::plan::step::merged;
 use crate::transform::grid_steps;
 
 /// Source and result bytes of what has to stay in one window, unless it is cut in columns.

@@ -7,6 +7,7 @@ use super::report::{Finding, FindingKind, Raw};
 use super::router::Rows;
 use super::weight::Measured;
 use crate::catalog::Catalog;
+use crate::exec::hash::Digest128;
 
 /// An outlier is more spreads away from the median than this …
 const SPREADS: f64 = 6.0;
@@ -21,7 +22,7 @@ const SIGMA: f64 = 1.4826;
 /// All findings, by layer and expert.
 pub(super) fn findings(catalog: &Catalog, layers: &BTreeMap<u32, Raw>) -> Vec<Finding> {
     let mut all = Findings { catalog, found: Vec::new() };
-    let mut seen: HashMap<u128, u32> = HashMap::new();
+    let mut seen: HashMap<Digest128, u32> = HashMap::new();
     for (&layer, raw) in layers {
         for role in raw.roles() {
             all.of_projection(layer, &raw.of_role(role).collect::<Vec<_>>(), &mut seen);
@@ -65,7 +66,7 @@ impl Findings<'_> {
         &mut self,
         layer: u32,
         experts: &[(u32, u32, &Measured)],
-        seen: &mut HashMap<u128, u32>,
+        seen: &mut HashMap<Digest128, u32>,
     ) {
         let mut sizes = Vec::new();
         for &(expert, tensor, measured) in experts {

@@ -9,6 +9,7 @@ use super::weight::Measured;
 use super::{Found, Job, judge};
 use crate::catalog::Catalog;
 use crate::dtype::Dtype;
+use crate::exec::hash::Digest128;
 use crate::model::{Model, Role};
 use crate::numeric::ErrorStats;
 
@@ -61,7 +62,7 @@ pub struct Projection {
     /// Mean of x⁴ over the squared mean of x²: 3 for a normal distribution, none for zeros.
     pub kurtosis: Vec<Option<f64>>,
     /// XXH3-128 of the bytes as stored, then those of the scales.
-    pub digest: Vec<Option<String>>,
+    pub digest: Vec<Option<Digest128>>,
     /// Of FP8.
     pub scales: Option<Scales>,
     /// Of a comparison.
@@ -220,7 +221,7 @@ impl Raw {
             (0..experts).map(|e| held.get(&e).and_then(|m| figure(m))).collect()
         };
         let sound = |m: &Measured| m.broken.is_none();
-        let digest = |e: u32| held.get(&e).map(|m| format!("{:032x}", m.digest));
+        let digest = |e: u32| held.get(&e).map(|m| m.digest);
         let error = |figure: fn(&ErrorStats) -> f64| {
             of(&|m| m.error.as_ref().filter(|_| sound(m)).map(figure).filter(|v| v.is_finite()))
         };

@@ -8,7 +8,7 @@ use crate::catalog::{Catalog, Tensor};
 use crate::companion;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::exec::hash::Xxh3;
+use crate::exec::hash::{Digest128, Xxh3};
 use crate::exec::sources::Sources;
 use crate::io::AlignedBuf;
 use crate::numeric::{
@@ -45,7 +45,7 @@ pub(super) struct Measured {
     pub dtype: Dtype,
     pub moments: Moments,
     /// XXH3-128 of the bytes as stored, those of the scales behind them.
-    pub digest: u128,
+    pub digest: Digest128,
     /// Values that are NaN or infinite, or scales that are no scales: the tensor and what is wrong.
     pub broken: Option<(String, String)>,
     /// Smallest and largest scale.

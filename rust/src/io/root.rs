@@ -145,7 +145,7 @@ fn collect(folder: &Path, prefix: &str, depth: usize, names: &mut Vec<String>) -
             continue;
         }
         if names.len() == MAX_ENTRIES {
-            return Err(Error::invalid(format!("more than {MAX_ENTRIES} files")).at(folder));
+            return Err(Error::too_large(format!("more than {MAX_ENTRIES} files")).at(folder));
         }
         let kind = entry.file_type().map_err(fail)?;
         if !kind.is_dir() {

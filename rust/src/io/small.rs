@@ -2,7 +2,7 @@
 #![allow(clippy::disallowed_methods)]
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{BufReader, ErrorKind, Read, Write};
+use std::io::{BufReader, BufWriter, ErrorKind, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,8 @@ use crate::error::{Error, Kind, Result};
 
 /// Longest file of our own that is copied.
 const MAX_OWN: u64 = 1 << 30;
+/// Bytes of a streamed file that are written at a time.
+const STREAM_BUFFER: usize = 1 << 20;
 
 /// Reads a file whole, at most `limit` bytes.
 pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
@@ -26,7 +28,7 @@ pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
         file.take(limit + 1).read_to_end(&mut bytes).map_err(fail)?;
     }
     if size.max(bytes.len() as u64) > limit {
-        return Err(Error::invalid(format!("larger than the limit of {limit} bytes")).at(path));
+        return Err(Error::too_large(format!("more than {limit} bytes")).at(path));
     }
     Ok(bytes)
 }
@@ -114,12 +116,21 @@ pub fn part_path(path: &Path) -> PathBuf {
 /// Writes a small file so that it exists whole or not at all, also across a power cut. The `.part`
 /// file is a new one: whatever had its name, a link perhaps, is not written to.
 pub fn write_durable(path: &Path, bytes: &[u8]) -> Result<()> {
+    stream_durable(path, |file| file.write_all(bytes))
+}
+
+/// As [`write_durable`], for what is not whole in memory: `content` writes it, in pieces of any size.
+pub fn stream_durable(
+    path: &Path,
+    content: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
+) -> Result<()> {
     let part = part_path(path);
     remove(&part)?;
     let write = || -> std::io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create_new(true).open(&part)?;
-        file.write_all(bytes)?;
-        file.sync_all()
+        let file = OpenOptions::new().write(true).create_new(true).open(&part)?;
+        let mut writer = BufWriter::with_capacity(STREAM_BUFFER, file);
+        content(&mut writer)?;
+        writer.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()
     };
     write().map_err(|e| Error::io("cannot write", &part, &e))?;
     publish(&part, path)

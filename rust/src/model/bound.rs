@@ -116,9 +116,8 @@ impl Model {
         }
         let count = model.expected_count();
         if count > MAX_TENSORS {
-            return Err(Error::invalid(format!(
-                "config describes {count} tensors, the limit is {MAX_TENSORS}"
-            )));
+            let what = format!("config describes {count} tensors, more than {MAX_TENSORS}");
+            return Err(Error::too_large(what));
         }
         Ok(model)
     }
@@ -130,15 +129,14 @@ impl Model {
         let layers = self.dim("layers").ok_or_else(|| missing("layers"))?;
         let mtp = self.dim("mtp_layers").unwrap_or(0);
         if layers.checked_add(mtp).is_none_or(|n| n > MAX_LAYERS) {
-            return Err(Error::invalid(format!(
-                "config has {layers} layers and {mtp} MTP layers, the limit is {MAX_LAYERS}"
-            )));
+            let what =
+                format!("config has {layers} layers and {mtp} MTP layers, more than {MAX_LAYERS}");
+            return Err(Error::too_large(what));
         }
         let experts = match self.dim("experts") {
             Some(n) if n > MAX_EXPERTS => {
-                return Err(Error::invalid(format!(
-                    "config has {n} experts, the limit is {MAX_EXPERTS}"
-                )));
+                let what = format!("config has {n} experts, more than {MAX_EXPERTS}");
+                return Err(Error::too_large(what));
             }
             Some(n) => n,
             None if architecture.dims.contains_key("experts") => return Err(missing("experts")),

@@ -6,14 +6,14 @@
 //! sizes agree. A plan that fails is a bug, so every failure is
 //! [`Kind::Internal`](crate::error::Kind::Internal); but for its paths, which the world names.
 
-use std::collections::BTreeMap;
-
-use super::data::{OutputFile, Plan, Step, Target, Task};
+use super::data::{OutputFile, Plan, Task};
 use super::names;
+use super::step::{Step, Target};
+use crate::allowance::Allowance;
 use crate::catalog::{Catalog, Tensor};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::header::{self, Entry, Header};
+use crate::header::{self, Entry};
 use crate::numeric::{Grid, StoredScale};
 use crate::transform::{Op, float_of, grid_steps, scale_dtype_of};
 
@@ -46,7 +46,7 @@ fn check_link(catalog: &Catalog, task: &Task) -> Result<()> {
         entry.name == tensor.name && shard.data_start + entry.begin == tensor.offset
     };
     for output in &task.outputs {
-        let header = output.header()? == shard.raw_header && output.size == shard.stamp.size;
+        let header = *output.header()? == **shard.raw_header && output.size == shard.stamp.size;
         let tensors = output.tensors.len() == held.len();
         if !header || !tensors || !output.tensors.iter().zip(held).all(same_place) {
             return Err(fail("a linked output is not the file that it is linked to"));
@@ -102,13 +102,13 @@ impl<'a> Walk<'a> {
     }
 
     fn run(mut self, catalog: &Catalog, whole: bool, used: &mut [bool]) -> Result<()> {
-        let mut taken: BTreeMap<u32, Vec<&Step>> = BTreeMap::new();
+        let mut taken: Vec<&Step> = Vec::with_capacity(self.task.steps.len());
         for step in &self.task.steps {
             let source =
                 catalog.tensors.get(step.source as usize).ok_or_else(|| fail("no such source"))?;
             check_source(catalog, step, source).map_err(|e| e.tensor(&*source.name))?;
             check_rectangles(step).map_err(|e| e.tensor(&*source.name))?;
-            taken.entry(step.source).or_default().push(step);
+            taken.push(step);
             for target in &step.targets {
                 self.fill(step, source, target).map_err(|e| e.tensor(&*source.name))?;
             }
@@ -117,9 +117,10 @@ impl<'a> Walk<'a> {
                 used[scale as usize] = true;
             }
         }
-        for steps in taken.into_values().filter(|_| whole) {
+        taken.sort_by_key(|step| step.source);
+        for steps in taken.chunk_by(|a, b| a.source == b.source).filter(|_| whole) {
             let source = &catalog.tensors[steps[0].source as usize];
-            check_cover(&steps).map_err(|e| e.tensor(&*source.name))?;
+            check_cover(steps).map_err(|e| e.tensor(&*source.name))?;
         }
         for cursor in &mut self.cursors {
             cursor.pass_filled()?;
@@ -228,12 +229,26 @@ fn check_layout(output: &OutputFile) -> Result<()> {
     if size != output.data_start || output.size < size {
         return Err(fail("an output's size is not that of its header and data"));
     }
-    let parsed = Header::parse(json, output.size - size)?;
-    let mut planned: Vec<_> = output.tensors.iter().collect();
-    planned.sort_unstable_by_key(|t| (t.begin, t.end, &t.name));
-    let mut read: Vec<_> = parsed.tensors.iter().collect();
-    read.sort_unstable_by_key(|t| (t.begin, t.end, &t.name));
-    if planned == read { Ok(()) } else { Err(fail("an output's header does not read back")) }
+    let mut by_name: Vec<u32> = (0..output.tensors.len() as u32).collect();
+    let name_of = |i: &u32| &*output.tensors[*i as usize].name;
+    by_name.sort_unstable_by_key(name_of);
+    // One by one: a second list of as many tensors would double what a plan takes.
+    let (mut seen, mut same) = (vec![false; by_name.len()], true);
+    header::each_entry(json, &Allowance::default(), |read| {
+        same &= by_name.binary_search_by(|i| name_of(i).cmp(&read.name)).is_ok_and(|at| {
+            let first = !std::mem::replace(&mut seen[at], true);
+            first && output.tensors[by_name[at] as usize] == read
+        });
+    })?;
+    if !same || seen.contains(&false) {
+        return Err(fail("an output's header does not read back"));
+    }
+    let mut by_range = by_name;
+    by_range.sort_unstable_by_key(|i| {
+        let tensor = &output.tensors[*i as usize];
+        (tensor.begin, tensor.end)
+    });
+    header::check_ranges(by_range.iter().map(|i| &output.tensors[*i as usize]), output.size - size)
 }
 
 fn check_source(catalog: &Catalog, step: &Step, source: &Tensor) -> Result<()> {

@@ -1,18 +1,20 @@
 //! Plans as data.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
-use std::ops::Range;
+use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use super::request::Request;
+use super::step::Step;
+use crate::allowance::Allowance;
 use crate::catalog::CONFIG;
 use crate::error::{Error, Result};
 use crate::exec::hash::hex;
-use crate::header::{self, Allowance, Entry};
+use crate::header::{self, Entry};
 use crate::io::link::Link;
-use crate::transform::Op;
 
 /// Version of the planners' output; part of the plan digest.
 pub const FORMAT: u32 = 1;
@@ -123,13 +125,13 @@ pub struct OutputFile {
     pub fills: Vec<Fill>,
 }
 
-/// Prefix and header of a file; plans are told apart by its digest.
+/// Prefix and header of a file, shared with the catalog; plans are told apart by its digest.
 #[derive(Debug, Clone)]
-pub struct RawHeader(Vec<u8>);
+pub struct RawHeader(Arc<Vec<u8>>);
 
 impl Serialize for RawHeader {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.collect_str(&hex(&Sha256::digest(&self.0)))
+        serializer.collect_str(&hex(&Sha256::digest(&*self.0)))
     }
 }
 
@@ -149,37 +151,6 @@ impl Fill {
     pub fn content(&self) -> Vec<u8> {
         self.pattern.iter().copied().cycle().take(self.bytes as usize).collect()
     }
-}
-
-/// One source tensor, read once, and where its rectangles go.
-#[derive(Debug, Clone, Serialize)]
-pub struct Step {
-    /// Tensor of the catalog, read as a `rows` × `cols` matrix.
-    pub source: u32,
-    /// Rows of the matrix.
-    pub rows: u64,
-    /// Columns of the matrix; see [`Op::source_unit`] for their width.
-    pub cols: u64,
-    /// What happens to it.
-    pub op: Op,
-    /// Where the result goes; a window of rows is handed out in this order.
-    pub targets: Vec<Target>,
-}
-
-/// A rectangle of a step's matrix that is appended to an output tensor.
-#[derive(Debug, Clone, Serialize)]
-pub struct Target {
-    /// Output of the task.
-    pub output: u32,
-    /// Tensor of that output.
-    pub tensor: u32,
-    /// Rows of the step's matrix.
-    pub rows: Range<u64>,
-    /// Columns of the step's matrix.
-    pub cols: Range<u64>,
-    /// Tensor of the same output that receives the scales of an encode; it lies behind `tensor`,
-    /// since a block's scale is known only after the block was read.
-    pub scale: Option<u32>,
 }
 
 /// A source tensor that is not written.
@@ -218,14 +189,14 @@ impl OutputFile {
     /// Lays out `tensors` one after another behind their header.
     pub fn new(path: String, mut tensors: Vec<Entry>) -> Result<Self> {
         let data = header::lay_out(&mut tensors)?;
-        let data_start = header::encode(&tensors)?.len() as u64;
+        let data_start = header::encoded_length(&tensors)?;
         let size = data_start + data;
         Ok(Self { path, tensors, data_start, size, raw_header: None, fills: Vec::new() })
     }
 
     /// A file with this prefix and header; `tensors` are those that it names, in the order of
     /// their data.
-    pub fn restored(path: String, tensors: Vec<Entry>, raw_header: Vec<u8>) -> Self {
+    pub fn restored(path: String, tensors: Vec<Entry>, raw_header: Arc<Vec<u8>>) -> Self {
         let data_start = raw_header.len() as u64;
         let size = data_start + tensors.iter().map(Entry::bytes).sum::<u64>();
         let raw_header = Some(RawHeader(raw_header));
@@ -241,10 +212,10 @@ impl OutputFile {
     }
 
     /// Prefix and header.
-    pub fn header(&self) -> Result<Vec<u8>> {
+    pub fn header(&self) -> Result<Cow<'_, [u8]>> {
         match &self.raw_header {
-            Some(raw) => Ok(raw.0.clone()),
-            None => header::encode(&self.tensors),
+            Some(raw) => Ok(Cow::Borrowed(&raw.0)),
+            None => header::encode(&self.tensors).map(Cow::Owned),
         }
     }
 
@@ -265,51 +236,9 @@ pub(super) fn take_tensors(allowance: &Allowance, count: usize, path: &str) -> R
 }
 
 fn too_much(error: &Error, path: &str) -> Error {
-    Error::impossible(format!("too much for one plan: {}", error.message))
+    Error::impossible(format!("one plan is {}", error.message))
         .at(path)
         .hint("are these the tensors of a model? `lingconv inspect --tree` shows them")
-}
-
-/// The union of `ranges` as disjoint ascending ranges.
-pub(crate) fn merged(ranges: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
-    let mut ranges: Vec<Range<u64>> = ranges.collect();
-    ranges.sort_unstable_by_key(|r| r.start);
-    let mut merged: Vec<Range<u64>> = Vec::new();
-    for range in ranges {
-        match merged.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => merged.push(range),
-        }
-    }
-    merged
-}
-
-impl Step {
-    /// Rows that any target needs, as disjoint ascending ranges: what nobody needs is not read.
-    pub fn needed_rows(&self) -> Vec<Range<u64>> {
-        let needed = self.targets.iter().filter(|t| !t.cols.is_empty() && !t.rows.is_empty());
-        merged(needed.map(|t| t.rows.clone()))
-    }
-
-    /// Bytes that `target` adds to `tensor`: its elements or, `scale_bytes` each, its scales.
-    pub(crate) fn bytes_for(&self, target: &Target, tensor: usize, scale_bytes: u64) -> u64 {
-        let rows = target.rows.end - target.rows.start;
-        let cols = target.cols.end - target.cols.start;
-        match self.op.grid() {
-            _ if target.tensor as usize == tensor => rows * cols * self.op.result_unit(),
-            Some(grid) if target.scale.is_some_and(|scale| scale as usize == tensor) => {
-                let (high, wide) = grid.scale_shape(rows as usize, cols as usize);
-                (high * wide) as u64 * scale_bytes
-            }
-            _ => 0,
-        }
-    }
-
-    /// Bytes of the source that are read.
-    pub fn read_bytes(&self) -> u64 {
-        let rows: u64 = self.needed_rows().iter().map(|r| r.end - r.start).sum();
-        rows * self.cols * self.op.source_unit()
-    }
 }
 
 impl Task {
@@ -432,5 +361,5 @@ fn entries<S: Serializer>(
     tensors: &[Entry],
     serializer: S,
 ) -> std::result::Result<S::Ok, S::Error> {
-    serializer.collect_seq(tensors.iter().map(|t| (&t.name, t.dtype, &t.shape)))
+    serializer.collect_seq(tensors.iter().map(|t| (&*t.name, t.dtype, &t.shape)))
 }

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::data::{OutputFile, Plan, Step, Task};
+use super::data::{OutputFile, Plan, Task};
+use super::step::Step;
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};
 use crate::header::Entry;
@@ -46,7 +47,7 @@ pub fn explain(catalog: &Catalog, plan: &Plan, name: &str) -> Result<Value> {
 fn source_json(catalog: &Catalog, index: u32) -> Value {
     let tensor = catalog.tensor(index);
     json!({
-        "name": tensor.name,
+        "name": &*tensor.name,
         "file": catalog.shard_of(index).name,
         "dtype": tensor.dtype,
         "shape": tensor.shape,
@@ -57,7 +58,7 @@ fn source_json(catalog: &Catalog, index: u32) -> Value {
 
 fn entry_json(output: &OutputFile, entry: &Entry) -> Value {
     json!({
-        "name": entry.name,
+        "name": &*entry.name,
         "file": output.path,
         "dtype": entry.dtype,
         "shape": entry.shape,

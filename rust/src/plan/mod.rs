@@ -1,6 +1,6 @@
 //! What will be written, as data: a pure function of a catalog and a request.
 //!
-//! - [`data`]: tasks, steps, targets, outputs
+//! - [`data`]: tasks and outputs; [`step`]: their steps and targets
 //! - [`request`]: what the user asked for, as it is saved and recorded
 //! - [`check`]: the proof that a plan writes every byte once and loses nothing; shares no code
 //!   with the planners
@@ -23,10 +23,12 @@ pub mod saved;
 mod select;
 mod shard_task;
 pub mod sidecars;
+pub mod step;
 pub mod summary;
 
-pub use data::{Dropped, OutputFile, Plan, Sidecar, SidecarContent, Step, Target, Task};
+pub use data::{Dropped, OutputFile, Plan, Sidecar, SidecarContent, Task};
 pub use request::{Request, Verb};
+pub use step::{Step, Target};
 
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};

@@ -14,20 +14,21 @@ use flate2::read::ZlibDecoder;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::data::{OutputFile, Plan, Step, Target, Task};
+use super::data::{OutputFile, Plan, Task};
 use super::request::Request;
 use super::reshard::Reshard;
 use super::shard_task::plan_shards;
-use crate::catalog::{
-    Catalog, MANIFEST, MAX_INDEX, MAX_MANIFEST, MAX_TENSORS, ReadHeader, read_headers,
-};
+use super::step::{Step, Target};
+use crate::allowance::Allowance;
+use crate::catalog::{Catalog, MANIFEST, MAX_INDEX, MAX_MANIFEST};
 use crate::dialect::Dialect;
 use crate::error::{Error, Result};
 use crate::exec::hash::hex;
-use crate::header::{self, Allowance, Header};
+use crate::header::{self, Header};
 use crate::io::{Root, Stamp};
 use crate::numeric::{Float, Grid};
 use crate::pieces::{InPieces, Piece, PieceFile, Pieces, Stored};
+use crate::shard_headers::{ReadHeader, read_headers};
 use crate::target::Form;
 use crate::transform::Op;
 
@@ -137,7 +138,7 @@ impl Source {
     /// The catalog of the original, from the headers that the manifest holds.
     fn catalog(self, root: &Root) -> Result<Catalog> {
         let mut shards = Vec::with_capacity(self.shards.len());
-        let allowance = Allowance::of_tensors(MAX_TENSORS);
+        let allowance = Allowance::of_a_model();
         for shard in self.shards {
             crate::io::root::check_name(&shard.name)?;
             let name = shard.name.clone();
@@ -187,7 +188,7 @@ fn inflate(text: &str, limit: u64) -> Result<Vec<u8>> {
         .read_to_end(&mut bytes)
         .map_err(|e| Error::invalid(format!("not zlib: {e}")))?;
     if bytes.len() as u64 > limit {
-        return Err(Error::invalid(format!("more than {limit} bytes")));
+        return Err(Error::too_large(format!("more than {limit} bytes")));
     }
     Ok(bytes)
 }

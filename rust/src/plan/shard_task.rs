@@ -1,10 +1,14 @@
 //! One source shard to one output shard: collects what becomes of each tensor, then orders it.
 
-use super::data::{OutputFile, Step, Target, Task, take_tensors};
-use crate::catalog::{Catalog, MAX_TENSORS, Tensor};
+use std::sync::Arc;
+
+use super::data::{OutputFile, Task, take_tensors};
+use super::step::{Step, Target};
+use crate::allowance::Allowance;
+use crate::catalog::{Catalog, Tensor};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::header::{Allowance, DATA_ALIGNMENT, Entry};
+use crate::header::{DATA_ALIGNMENT, Entry};
 use crate::numeric::{Encoding, StoredScale};
 use crate::transform::Op;
 
@@ -24,7 +28,7 @@ struct Item {
     entries: Vec<Entry>,
 }
 
-pub(super) fn entry(name: &str, dtype: Dtype, shape: &[u64]) -> Entry {
+pub(super) fn entry(name: impl Into<Arc<str>>, dtype: Dtype, shape: &[u64]) -> Entry {
     Entry { name: name.into(), dtype, shape: shape.into(), begin: 0, end: 0 }
 }
 
@@ -44,7 +48,7 @@ impl ShardTask {
             rows: tensor.bytes,
             cols: 1,
             op: Op::Copy { unit: 1 },
-            entries: vec![entry(&tensor.name, tensor.dtype, &tensor.shape)],
+            entries: vec![entry(tensor.name.clone(), tensor.dtype, &tensor.shape)],
         });
     }
 
@@ -63,7 +67,7 @@ impl ShardTask {
             StoredScale::Bf16 => Dtype::BF16,
         };
         let entries = vec![
-            entry(&tensor.name, Dtype::F8E4M3, &tensor.shape),
+            entry(tensor.name.clone(), Dtype::F8E4M3, &tensor.shape),
             entry(scale_name, scale, &[high as u64, wide as u64]),
         ];
         self.items.push(Item { source, rows, cols, op, entries });
@@ -72,7 +76,7 @@ impl ShardTask {
     /// Decodes a matrix to BF16.
     pub(super) fn decode(&mut self, source: u32, tensor: &Tensor, op: Op) {
         let (rows, cols) = matrix(tensor).unwrap_or((0, 0));
-        let entries = vec![entry(&tensor.name, Dtype::BF16, &tensor.shape)];
+        let entries = vec![entry(tensor.name.clone(), Dtype::BF16, &tensor.shape)];
         self.items.push(Item { source, rows, cols, op, entries });
     }
 
@@ -84,7 +88,8 @@ impl ShardTask {
         let count = self.items.iter().map(|item| item.entries.len()).sum();
         take_tensors(allowance, count, path)?;
         self.items.sort_by_key(Item::order);
-        let (mut entries, mut steps) = (Vec::new(), Vec::new());
+        let mut entries = Vec::with_capacity(count);
+        let mut steps = Vec::with_capacity(self.items.len());
         for item in self.items {
             let tensor = entries.len() as u32;
             let target = Target {
@@ -124,7 +129,7 @@ pub(super) fn plan_shards(
     mut plan_tensor: impl FnMut(&mut ShardTask, u32, &Tensor) -> Result<()>,
 ) -> Result<Vec<Task>> {
     let mut tasks = Vec::with_capacity(catalog.shards.len());
-    let allowance = Allowance::of_tensors(MAX_TENSORS);
+    let allowance = Allowance::of_a_model();
     for shard in &catalog.shards {
         let mut task = ShardTask::default();
         for index in shard.first..shard.first + shard.count {

@@ -13,6 +13,7 @@ use super::request::Request;
 use crate::catalog::{CONFIG, Catalog, INDEX, MANIFEST};
 use crate::error::{Error, Result};
 use crate::exec::hash::hex;
+use crate::json::Count;
 
 /// Endings of the files that are carried over.
 const CARRIED: [&str; 12] =
@@ -217,8 +218,15 @@ fn as_map<S: Serializer>(
 }
 
 fn pretty(value: &impl Serialize) -> Result<Vec<u8>> {
-    let mut bytes = serde_json::to_vec_pretty(value)
-        .map_err(|e| Error::internal(format!("cannot write JSON: {e}")))?;
+    let write = |out: &mut dyn std::io::Write| {
+        serde_json::to_writer_pretty(out, value)
+            .map_err(|e| Error::internal(format!("cannot write JSON: {e}")))
+    };
+    // An index may have tens of megabytes: as many are reserved, and no more.
+    let mut count = Count::default();
+    write(&mut count)?;
+    let mut bytes = Vec::with_capacity(count.0 as usize + 1);
+    write(&mut bytes)?;
     bytes.push(b'\n');
     Ok(bytes)
 }

@@ -106,7 +106,7 @@ impl<'a> FileScan<'a> {
             self.findings.push(Finding::failure(category, self.file, message).tensor(&*entry.name));
         };
         if let (Some(hash), Some(expected)) = (&scan.xxh3, self.digests.get(&(begin, end))) {
-            let found = format!("{:032x}", hash.digest());
+            let found = hash.digest();
             if found != expected.xxh3 {
                 let message =
                     format!("bytes {begin}..{end} have XXH3 {found}, not {}", expected.xxh3);

@@ -7,13 +7,14 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::ScopedJoinHandle;
 
 use super::cut::Cut;
+use super::diagnosis::{stand_in, start_of};
 use super::digests::{self, Expected, Truth};
 use super::findings::{Category, Finding, Findings, FromMemory, Report, UsedTruth, Verdict};
 use super::reading::{FileJob, Pass, Reading, read_files};
 use super::remake::Remake;
 use super::selection::{Selection, Subset};
 use super::state::{Remembering, SavedState};
-use super::structure::{Structure, examine, stand_in, start_of};
+use super::structure::{Structure, examine};
 use super::{Level, edits, experts, folder};
 use crate::catalog::{CONFIG, MANIFEST};
 use crate::error::{Error, Kind, Result};
@@ -323,9 +324,11 @@ impl Verification<'_> {
             self.is_remade(name) || self.expected(name).any(|(_, e)| !e.digests.is_empty())
         };
         let compared = self.options.level >= Level::Checksums;
+        let untold =
+            |f: &Finding| f.category == Category::TooLarge && !(compared && covered(&f.file));
         let verdict = if findings.iter().any(|f| f.failure) {
             Verdict::Failed
-        } else if compared && reading.verified == 0 {
+        } else if compared && reading.verified == 0 || findings.iter().any(untold) {
             Verdict::Unverifiable
         } else {
             Verdict::Ok

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
+use crate::error::{Error, Kind};
 use crate::experts;
 
 /// Kind of a finding.
@@ -58,6 +59,8 @@ pub enum Category {
     UnsafeFormat,
     /// The file could not be read.
     Unreadable,
+    /// Larger than what this version looks into; perhaps sound.
+    TooLarge,
 }
 
 /// One thing found.
@@ -88,6 +91,15 @@ impl Finding {
     /// A finding that does not.
     pub fn note(category: Category, file: impl Into<String>, message: impl Into<String>) -> Self {
         Self { failure: false, ..Self::failure(category, file, message) }
+    }
+
+    /// What `error` says of `file`: that it fails as `category`, or that it was too large to tell.
+    pub fn of(category: Category, file: impl Into<String>, error: Error) -> Self {
+        let found = match error.kind {
+            Kind::Impossible => Self::note(Category::TooLarge, file, error.message),
+            _ => Self::failure(category, file, error.message),
+        };
+        Self { tensor: error.tensor, ..found }
     }
 
     /// Names the tensor.

@@ -14,6 +14,7 @@
 mod compared;
 pub mod content;
 pub mod cut;
+mod diagnosis;
 pub mod digests;
 pub(crate) mod edits;
 pub mod engine;
@@ -40,11 +41,11 @@ use crate::error::{Error, Kind};
 /// The finding for a source of truth in the folder `path` that could not be read; other errors
 /// are given back.
 pub fn damaged_truth(path: &Path, error: Error) -> Result<Finding, Error> {
-    if !matches!(error.kind, Kind::Invalid | Kind::Io) {
+    if !matches!(error.kind, Kind::Invalid | Kind::Impossible | Kind::Io) {
         return Err(error);
     }
     let file = name_in(path, error.path.as_deref().unwrap_or(path));
-    Ok(Finding::failure(Category::DamagedTruth, file, error.message))
+    Ok(Finding::of(Category::DamagedTruth, file, error))
 }
 
 /// Name of `file` in `folder`, as findings have it.

@@ -1,28 +1,22 @@
 //! What a checkpoint says of itself: headers, index, names, config. No tensor data is read.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 
 use serde_json::Value;
 
 use super::cut::Cut;
+use super::diagnosis::diagnose;
 use super::findings::{Category, Finding, Findings};
-use crate::catalog::{
-    CONFIG, INDEX, LFS_MAGIC, MAX_CONFIG, MAX_INDEX, ReadHeader, read_header, read_json,
-};
+use crate::allowance::Allowance;
+use crate::catalog::{CONFIG, INDEX, MAX_CONFIG, MAX_INDEX, read_json};
 use crate::companion;
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
-use crate::header::{self, Allowance, Entry, Header};
+use crate::header::Entry;
 use crate::io::Root;
 use crate::json::Index;
-use crate::model::{Architecture, Expected};
-
-/// First bytes of a file that tell what it is.
-const SNIFF: u64 = 512;
-/// A longer header is not parsed again to learn what is wrong with it.
-const MAX_DIAGNOSED: u64 = 16 << 20;
+use crate::model::{Architecture, Expected, Model};
+use crate::shard_headers::{ReadHeader, read_header};
 
 /// A shard whose header is sound.
 #[derive(Debug)]
@@ -147,7 +141,7 @@ impl Structure {
             None => Ok(None),
         });
         parsed.or_else(|error| {
-            self.fail(Category::Index, INDEX, error.about_file()?.message);
+            self.findings.push(Finding::of(Category::Index, INDEX, error.about_file()?));
             Ok(None)
         })
     }
@@ -192,8 +186,7 @@ impl Structure {
             Err(error) => {
                 let error = error.about_file()?;
                 let category = diagnose(root, name).unwrap_or(Category::Header);
-                let finding = Finding::failure(category, name, error.message);
-                self.findings.push(Finding { tensor: error.tensor, ..finding });
+                self.findings.push(Finding::of(category, name, error));
             }
         }
         Ok(())
@@ -273,61 +266,60 @@ impl Structure {
 
     fn read_config(&mut self, root: &Root) -> Result<Option<Value>> {
         read_json(root, CONFIG, MAX_CONFIG).or_else(|error| {
-            self.fail(Category::Config, CONFIG, error.about_file()?.message);
+            self.findings.push(Finding::of(Category::Config, CONFIG, error.about_file()?));
             Ok(None)
         })
     }
 
     fn check_config(&mut self, config: &Value) {
-        let places = Places::of(&self.shards);
-        let entries = || places.all().map(|(_, entry)| entry);
-        let findings = &mut self.findings;
-        let mut fail = |message: String, tensor: Option<String>| {
-            let finding = Finding::failure(Category::Config, CONFIG, message);
-            findings.push(Finding { tensor, ..finding });
-        };
-        let coded = entries().find(|t| t.dtype == Dtype::F8E4M3).map(|t| &*t.name);
+        let tensors = self.shards.iter().flat_map(|shard| &shard.tensors);
+        let coded = tensors.filter(|t| t.dtype == Dtype::F8E4M3).map(|t| t.name.clone()).min();
         match (coded, !config["quantization_config"].is_null()) {
             (Some(name), false) => {
-                fail("no quantization_config, yet a tensor is FP8".into(), Some(name.into()));
+                let message = "no quantization_config, yet a tensor is FP8".to_owned();
+                self.fail_tensor(Category::Config, CONFIG, &name, message);
             }
-            (None, true) => fail("quantization_config, yet no tensor is FP8".into(), None),
+            (None, true) => {
+                let message = "quantization_config, yet no tensor is FP8";
+                self.fail(Category::Config, CONFIG, message);
+            }
             _ => {}
         }
         match Architecture::builtin_for(config).map(|a| a.model(config)).transpose() {
-            Err(error) => fail(error.message, None),
+            Err(error) => self.findings.push(Finding::of(Category::Config, CONFIG, error)),
             Ok(None) => {}
-            Ok(Some(model)) => {
-                let lacks_mtp = model.lacks_mtp(entries().map(|t| &*t.name));
-                let present = |e: &Expected| !(lacks_mtp && model.is_mtp(e.layer));
-                for expected in model.expected().filter(present) {
-                    match places.get(&expected.name).map(|(_, entry)| entry) {
-                        None if expected.rule.optional => {}
-                        None => {
-                            fail("implied by config.json, in no shard".into(), Some(expected.name));
-                        }
-                        Some(t) if *t.shape != *expected.shape => fail(
-                            format!(
-                                "shape {:?}, config.json implies {:?}",
-                                t.shape, expected.shape
-                            ),
-                            Some(expected.name),
-                        ),
-                        Some(_) => {}
-                    }
+            Ok(Some(model)) => self.check_model(&model),
+        }
+    }
+
+    fn check_model(&mut self, model: &Model) {
+        let places = Places::of(&self.shards);
+        let entries = || places.all().map(|(_, entry)| entry);
+        let findings = &mut self.findings;
+        let mut fail = |message: String, tensor: String| {
+            findings.push(Finding::failure(Category::Config, CONFIG, message).tensor(tensor));
+        };
+        let lacks_mtp = model.lacks_mtp(entries().map(|t| &*t.name));
+        let present = |e: &Expected| !(lacks_mtp && model.is_mtp(e.layer));
+        for expected in model.expected().filter(present) {
+            match places.get(&expected.name).map(|(_, entry)| entry) {
+                None if expected.rule.optional => {}
+                None => fail("implied by config.json, in no shard".into(), expected.name),
+                Some(t) if *t.shape != *expected.shape => {
+                    let implied = expected.shape;
+                    let message = format!("shape {:?}, config.json implies {implied:?}", t.shape);
+                    fail(message, expected.name);
                 }
-                // Layers or experts beyond what the config counts have no place in the model.
-                let beyond = entries().find(|entry| {
-                    let name = companion::weight_of(&entry.name);
-                    name.starts_with("model.layers.") && model.role_of(name).is_none()
-                });
-                if let Some(first) = beyond {
-                    fail(
-                        "no such tensor in the model of config.json".into(),
-                        Some(first.name.to_string()),
-                    );
-                }
+                Some(_) => {}
             }
+        }
+        // Layers or experts beyond what the config counts have no place in the model.
+        let beyond = entries().find(|entry| {
+            let name = companion::weight_of(&entry.name);
+            name.starts_with("model.layers.") && model.role_of(name).is_none()
+        });
+        if let Some(first) = beyond {
+            fail("no such tensor in the model of config.json".into(), first.name.to_string());
         }
     }
 
@@ -344,56 +336,4 @@ impl Structure {
             }
         }
     }
-}
-
-/// What lies in place of any file, as its first bytes tell: a pointer, a page, or zeros.
-pub(super) fn stand_in(start: &[u8]) -> Option<Category> {
-    if start.starts_with(LFS_MAGIC) {
-        return Some(Category::LfsPointer);
-    }
-    let text = start.trim_ascii_start();
-    let begins = |with: &[u8]| text.get(..with.len()).is_some_and(|t| t.eq_ignore_ascii_case(with));
-    if begins(b"<!doctype html") || begins(b"<html") || begins(b"<?xml") {
-        return Some(Category::ErrorPage);
-    }
-    let zeroed = !start.is_empty() && start.iter().all(|b| *b == 0);
-    zeroed.then_some(Category::ZeroedHeader)
-}
-
-/// The first bytes of a file, and its size; `None` if it cannot be read.
-pub(super) fn start_of(file: &File) -> Option<(Vec<u8>, u64)> {
-    let size = file.metadata().ok()?.len();
-    let mut start = vec![0; SNIFF.min(size) as usize];
-    file.read_exact_at(&mut start, 0).ok()?;
-    Some((start, size))
-}
-
-/// What a file is whose header cannot be read.
-fn diagnose(root: &Root, name: &str) -> Option<Category> {
-    let Ok(file) = root.file(name) else { return Some(Category::Unreadable) };
-    let (start, size) = start_of(&file)?;
-    let text = start.trim_ascii_start();
-    let declared = start.first_chunk().map(|prefix| u64::from_le_bytes(*prefix));
-    // A sound length may begin with the byte of any letter.
-    let is_text = declared.is_none_or(|length| length > header::MAX_HEADER);
-    let begins = |with: &[u8]| is_text && text.starts_with(with);
-    if begins(b"<") || begins(b"{\"") || begins(b"{ \"") {
-        return Some(Category::ErrorPage);
-    }
-    if let Some(category) = stand_in(&start) {
-        return Some(category);
-    }
-    let Some(&prefix) = start.first_chunk() else { return Some(Category::Truncated) };
-    let declared = u64::from_le_bytes(prefix);
-    if (2..=header::MAX_HEADER).contains(&declared) && declared > size - header::PREFIX {
-        return Some(Category::Truncated);
-    }
-    let length = header::json_length(prefix, size).ok().filter(|l| *l <= MAX_DIAGNOSED)?;
-    let mut json = vec![0; length as usize];
-    file.read_exact_at(&mut json, header::PREFIX).ok()?;
-    if json.iter().all(|b| *b == 0) {
-        return Some(Category::ZeroedHeader);
-    }
-    let held = size - header::PREFIX - length;
-    (Header::declared_length(&json)? > held).then_some(Category::Truncated)
 }

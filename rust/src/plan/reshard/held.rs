@@ -6,12 +6,13 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::Reshard;
-use crate::catalog::{CONFIG, MANIFEST, MAX_CONFIG, MAX_MANIFEST, read_headers};
+use crate::catalog::{CONFIG, MANIFEST, MAX_CONFIG, MAX_MANIFEST};
 use crate::error::{Error, Result};
 use crate::header::Entry;
 use crate::io::Root;
 use crate::model::parallel::RankOnly;
 use crate::plan::data::Plan;
+use crate::shard_headers::read_headers;
 use crate::target::{Form, Target};
 
 /// What is known of a layout, and what each rank finds in its files.

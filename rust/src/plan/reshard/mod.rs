@@ -31,9 +31,9 @@ use super::data::{Dropped, Expected, Plan, Rank, Sidecar, Task};
 use super::quantize;
 use super::request::Request;
 use super::sidecars::{self, Index, Quantization, Sidecars};
-use crate::catalog::{CONFIG, Catalog, MAX_TENSORS};
+use crate::allowance::Allowance;
+use crate::catalog::{CONFIG, Catalog};
 use crate::error::{Error, Result};
-use crate::header::Allowance;
 use crate::io::link::Link;
 use crate::model::parallel::stages;
 use crate::model::{Model, Role};
@@ -126,7 +126,7 @@ impl<'a> Loaded<'a> {
     ) -> Context<'c> {
         let Self { config, model, target, .. } = self;
         let rules = target.rules(model.architecture());
-        let (experts, allowance) = (None, Allowance::of_tensors(MAX_TENSORS));
+        let (experts, allowance) = (None, Allowance::of_a_model());
         Context { catalog, config, request, ask, model, target, rules, stages, experts, allowance }
     }
 }

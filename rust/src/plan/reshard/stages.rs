@@ -13,8 +13,9 @@ use crate::header::Entry;
 use crate::io::link::Link;
 use crate::model::parallel::experts_of;
 use crate::model::{Model, Role};
-use crate::plan::data::{LinkedTask, OutputFile, Rank, Step, Target, Task, take_tensors};
+use crate::plan::data::{LinkedTask, OutputFile, Rank, Task, take_tensors};
 use crate::plan::shard_task::entry;
+use crate::plan::step::{Step, Target};
 use crate::transform::Op;
 
 /// Refuses what these targets cannot do, with everything the original had and the source has not.
@@ -178,7 +179,7 @@ fn task(context: &Context, (number, shard): (u32, &Shard), dealt: &Dealt) -> Res
             restored(context.catalog, shard, path)
         } else {
             whole = false;
-            let entries = own().map(|(_, t, _)| entry(&t.name, t.dtype, &t.shape));
+            let entries = own().map(|(_, t, _)| entry(t.name.clone(), t.dtype, &t.shape));
             OutputFile::new(path, entries.collect())?
         };
         outputs.push(output.within(&context.allowance)?);

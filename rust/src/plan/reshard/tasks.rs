@@ -13,8 +13,9 @@ use crate::error::Result;
 use crate::header::Entry;
 use crate::model::parallel::Rect;
 use crate::numeric::{Grid, StoredScale};
-use crate::plan::data::{Fill, OutputFile, Rank, Step, Target, Task, take_tensors};
+use crate::plan::data::{Fill, OutputFile, Rank, Task, take_tensors};
 use crate::plan::shard_task::{entry, file_order};
+use crate::plan::step::{Step, Target};
 
 /// An output tensor with its name, and its scales if encoding makes them.
 pub(super) type Unit<'a> = (&'a str, &'a Fused<'a>);

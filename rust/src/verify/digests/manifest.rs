@@ -1,18 +1,19 @@
 //! The manifest that lingconv writes after a run.
 
+use std::borrow::Cow;
+
 use serde::Deserialize;
 
 use super::json::{self, Rows};
-use super::{Algorithm, Expected, FileDigest, Kind, TensorDigest, Truth, lower_hex, quoted};
+use super::{Algorithm, Expected, FileDigest, Kind, TensorDigest, Truth, quoted};
 use crate::error::{Error, Result};
+use crate::exec::hash::Digest128;
 use crate::header::MAX_TENSORS;
 use crate::verify::cut::{self, Cut};
 
 /// How the names of all versions of the form begin, and the version that is read.
 const SCHEMA: &str = "lingconv.manifest/";
 const VERSION: &str = "1";
-/// Digits of XXH3-128.
-const XXH3_DIGITS: usize = 32;
 
 #[derive(Deserialize)]
 struct Manifest {
@@ -42,7 +43,18 @@ struct Tensor {
     range: (u64, u64),
     /// Linked files were not read, so their tensors have none.
     #[serde(default)]
-    xxh3: Option<String>,
+    xxh3: Option<Told>,
+}
+
+/// What a manifest gives as a digest; none if it cannot be one.
+#[derive(Deserialize)]
+#[serde(from = "Cow<'_, str>")]
+struct Told(Option<Digest128>);
+
+impl From<Cow<'_, str>> for Told {
+    fn from(text: Cow<'_, str>) -> Self {
+        Self(text.parse().ok())
+    }
 }
 
 #[derive(Deserialize)]
@@ -89,9 +101,8 @@ fn tensors(rows: Vec<Tensor>, data_start: u64, size: u64) -> Result<Vec<TensorDi
     let mut tensors = Vec::with_capacity(rows.len());
     for row in rows {
         let bad = |what: String| Error::invalid(what).tensor(quoted(&row.name));
-        let Some(xxh3) = &row.xxh3 else { continue };
-        let xxh3 = lower_hex(xxh3, XXH3_DIGITS)
-            .ok_or_else(|| bad(format!("{} is no XXH3-128 digest", quoted(xxh3))))?;
+        let Some(Told(xxh3)) = row.xxh3 else { continue };
+        let xxh3 = xxh3.ok_or_else(|| bad("its xxh3 is no XXH3-128 digest".to_owned()))?;
         let (begin, end) =
             (data_start.checked_add(row.range.0), data_start.checked_add(row.range.1));
         match (begin, end) {

@@ -25,6 +25,7 @@ use serde::de::IgnoredAny;
 use self::json::Pairs;
 use crate::catalog::MANIFEST;
 use crate::error::{Error, Kind as ErrorKind, Result};
+use crate::exec::hash::Digest128;
 use crate::exec::publish::SUMS;
 use crate::io::root::check_name;
 use crate::io::{Root, small};
@@ -108,8 +109,8 @@ pub struct TensorDigest {
     pub begin: u64,
     /// One past the last byte in the file.
     pub end: u64,
-    /// XXH3-128 of the bytes as stored, lower-case hexadecimal.
-    pub xxh3: String,
+    /// XXH3-128 of the bytes as stored.
+    pub xxh3: Digest128,
 }
 
 /// What a file should be.
@@ -248,7 +249,7 @@ impl Truth {
             });
         }
         if self.files.len() == MAX_FILES {
-            return Err(Error::invalid(format!("lists more than {MAX_FILES} files")));
+            return Err(Error::too_large(format!("lists more than {MAX_FILES} files")));
         }
         self.files.insert(name.to_owned(), expected);
         Ok(())

@@ -320,23 +320,10 @@ impl Verification<'_> {
         });
         findings.dedup();
         let files: Vec<&String> = self.names.iter().filter(|n| selected(n)).collect();
-        let covered = |name: &str| {
-            self.is_remade(name) || self.expected(name).any(|(_, e)| !e.digests.is_empty())
-        };
-        let compared = self.options.level >= Level::Checksums;
-        let untold =
-            |f: &Finding| f.category == Category::TooLarge && !(compared && covered(&f.file));
-        let verdict = if findings.iter().any(|f| f.failure) {
-            Verdict::Failed
-        } else if compared && reading.verified == 0 || findings.iter().any(untold) {
-            Verdict::Unverifiable
-        } else {
-            Verdict::Ok
-        };
-        let uncovered = files.iter().filter(|n| !covered(n) && !describes_the_folder(n));
+        let uncovered = files.iter().filter(|n| !self.is_covered(n) && !describes_the_folder(n));
         Report {
             schema: SCHEMA,
-            verdict,
+            verdict: self.verdict(&findings, reading.verified),
             level: self.options.level,
             truths: self.options.truths.iter().map(|t| self.used(t)).collect(),
             files: files.len(),
@@ -355,6 +342,26 @@ impl Verification<'_> {
             experts,
             sums: None,
         }
+    }
+
+    /// What the findings say where the digests of `verified` files agreed. A file that was too large to
+    /// look into is sound only if its digest is.
+    fn verdict(&self, findings: &[Finding], verified: usize) -> Verdict {
+        let compared = self.options.level >= Level::Checksums;
+        let untold = |f: &Finding| {
+            f.category == Category::TooLarge && !(compared && self.is_covered(&f.file))
+        };
+        if findings.iter().any(|f| f.failure) {
+            Verdict::Failed
+        } else if compared && verified == 0 || findings.iter().any(untold) {
+            Verdict::Unverifiable
+        } else {
+            Verdict::Ok
+        }
+    }
+
+    fn is_covered(&self, name: &str) -> bool {
+        self.is_remade(name) || self.expected(name).any(|(_, e)| !e.digests.is_empty())
     }
 
     fn used(&self, truth: &Truth) -> UsedTruth {

@@ -33,7 +33,7 @@ EXIT_CODES = {
     ExitCode.USAGE: "usage",
     ExitCode.CHECK: "a check failed (mismatch, difference, threshold)",
     ExitCode.INVALID: "checkpoint unreadable or invalid",
-    ExitCode.IMPOSSIBLE: "plan impossible",
+    ExitCode.IMPOSSIBLE: "plan impossible, or too large for this version",
     ExitCode.SPACE: "not enough space or memory",
     ExitCode.FOREIGN: "output belongs to something else or is locked",
     ExitCode.IO: "I/O failed midway, resumable",

@@ -24,7 +24,8 @@ pub enum Kind {
     Invalid,
     /// A weight to be encoded is NaN or infinite.
     NonFinite,
-    /// The request is clear, but this checkpoint cannot be turned into that.
+    /// The request is clear, but this checkpoint cannot be turned into that, or is above a bound of
+    /// this version.
     Impossible,
     /// Not enough disk space, inodes or memory.
     Space,

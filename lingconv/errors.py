@@ -108,6 +108,11 @@ def invalid_error(message: str, path: str, *, hint: str | None = None) -> Error:
     return Error(message, kind="invalid", exit_code=ExitCode.INVALID, path=path, hint=hint)
 
 
+def impossible_error(message: str, path: str, *, hint: str | None = None) -> Error:
+    """What is asked for cannot be done with this file, sound as it may be."""
+    return Error(message, kind="impossible", exit_code=ExitCode.IMPOSSIBLE, path=path, hint=hint)
+
+
 def file_error(action: str, path: str, error: OSError) -> Error:
     """A small file that the user named (a plan, a log) could not be read or written."""
     message = f"{action}: {error.strerror}"

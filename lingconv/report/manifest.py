@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import asdict
 
 from lingconv import foreign
-from lingconv.errors import Error, invalid_error
+from lingconv.errors import Error, impossible_error, invalid_error
 
 NAME = "lingconv.manifest.json"
 _SCHEMA = "lingconv.manifest/1"
@@ -123,14 +123,14 @@ class _Form(msgspec.Struct):
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a folder, if it has one. Raises `Error` 4 if it is none."""
+    """The manifest of a folder, if it has one. Raises `Error` 4 if it is none, 5 if too large."""
     path = foreign.resolve_inside(folder, NAME, refuse=_invalid)
     if not path.exists():
         return None
     data = foreign.read_bytes(path, _LARGEST, refuse=_invalid)
     objects = data.count(b"{")
     if objects > _MOST_OBJECTS:
-        raise _invalid(f"{objects:,} objects, more than {_MOST_OBJECTS:,}", str(path))
+        raise _too_large(f"{objects:,} objects, more than {_MOST_OBJECTS:,}", str(path))
     try:
         if msgspec.json.decode(data, type=_Form).schema != _SCHEMA:
             raise _invalid(f"schema is not {_SCHEMA}", str(path))
@@ -150,7 +150,7 @@ def _built(found: _Written, path: str) -> Manifest:
         raise _invalid("request is no object, or warnings are no list", path)
     written = [*found.files, *found.sidecars]
     if len(written) > _MOST_FILES or len(warnings) > _MOST_FILES:
-        raise _invalid(f"more than {_MOST_FILES:,} files or warnings", path)
+        raise _too_large(f"more than {_MOST_FILES:,} files or warnings", path)
     return Manifest(
         tool=found.tool,
         plan=found.plan,
@@ -173,3 +173,7 @@ def _errors(found: _Written) -> list[TensorError]:
 
 def _invalid(reason: str, path: str) -> Error:
     return invalid_error(f"no manifest of lingconv: {reason}", path)
+
+
+def _too_large(what: str, path: str) -> Error:
+    return impossible_error(f"a manifest too large for a page: {what}", path)

@@ -53,7 +53,7 @@ pub fn remake(folder: &Path, source: &Path, memory: u64, level: Level) -> Result
             .at(folder.join(MANIFEST))
             .hint("`lingconv verify` without --against says what is known of the folder")
     };
-    let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+    let manifest: Manifest = json::manifest(&bytes).map_err(|e| damaged(e.message))?;
     drop(bytes);
     let request = manifest.request;
     request.check().map_err(|e| damaged(e.message))?;

@@ -285,10 +285,10 @@ impl Catalog {
 
 /// Names of the shards, all of which must be there.
 fn shard_names(index: &Index, root: &Root) -> Result<Vec<String>> {
-    let mut names = index.files().to_vec();
-    for name in &names {
+    for name in index.files() {
         crate::io::root::check_name(name).map_err(|e| e.at(root.path().join(INDEX)))?;
     }
+    let mut names = index.files().to_vec();
     names.sort_unstable();
     let missing: Vec<String> =
         names.iter().filter(|name| matches!(root.resolve(name), Ok(None))).cloned().collect();

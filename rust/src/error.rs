@@ -94,6 +94,8 @@ pub struct Error {
 /// What helps where there is no memory.
 pub(crate) const MORE_MEMORY: &str = "raise the limit of memory (`ulimit -v`), or use fewer jobs";
 
+/// Longest message in bytes; what quotes untrusted text may have megabytes.
+const MAX_MESSAGE: usize = 4_096;
 /// Longest list of details that is printed in full.
 const MAX_DETAILS: usize = 20;
 
@@ -102,7 +104,7 @@ impl Error {
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self {
             kind,
-            message: message.into(),
+            message: clipped(message.into()),
             details: Vec::new(),
             path: None,
             tensor: None,
@@ -205,9 +207,28 @@ impl Error {
         if rest > 0 {
             details.push(format!("… and {rest} more"));
         }
-        self.details = details;
+        self.details = details.into_iter().map(clipped).collect();
         self
     }
+}
+
+/// The longest beginning of `text` that has at most `most` bytes.
+pub(crate) fn beginning(text: &str, most: usize) -> &str {
+    let mut end = most.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+/// A text for people, cut where it is longer than any that is meant for them.
+pub(crate) fn clipped(mut text: String) -> String {
+    if text.len() > MAX_MESSAGE {
+        text.truncate(beginning(&text, MAX_MESSAGE).len());
+        text.shrink_to_fit();
+        text.push('…');
+    }
+    text
 }
 
 impl fmt::Display for Error {

@@ -7,7 +7,6 @@
 //! because headers come from the internet.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -18,7 +17,7 @@ use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use crate::allowance::Allowance;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::json::Count;
+use crate::json::{self, Count};
 
 /// Bytes of the length prefix.
 pub const PREFIX: u64 = 8;
@@ -26,6 +25,8 @@ pub const PREFIX: u64 = 8;
 pub const MAX_HEADER: u64 = 100_000_000;
 /// Most tensors of headers that are kept beside one another, and so of one.
 pub const MAX_TENSORS: usize = 1_000_000;
+/// Longest string of a header: values of metadata may be texts.
+const MAX_STRING: usize = 4 << 20;
 /// Most entries of `__metadata__`.
 const MAX_METADATA: usize = 100_000;
 /// Highest number of dimensions.
@@ -66,6 +67,10 @@ pub struct Header {
     pub metadata: Vec<(String, String)>,
     /// Oddities that are legal, for `inspect` and `verify`.
     pub warnings: Vec<String>,
+    /// What is larger than we take, and no fault of the header.
+    beyond: Option<Error>,
+    /// End of the last byte that any tensor asks for, those that were not taken included.
+    reach: u64,
 }
 
 /// Length of the JSON part, from the first eight bytes of a file of `file_len` bytes.
@@ -97,8 +102,14 @@ impl Header {
         let mut header = Self::from_json(json, allowance)?;
         header.check_names()?;
         header.tensors.sort_unstable_by_key(|t| (t.begin, t.end));
-        check_ranges(header.tensors.iter(), data_len)?;
-        Ok(header)
+        // Damage first: nobody could read it, whatever its size.
+        if header.reach > data_len {
+            return Err(truncated(header.reach, data_len));
+        }
+        match header.beyond.take() {
+            Some(beyond) => Err(beyond),
+            None => check_ranges(header.tensors.iter(), data_len).map(|()| header),
+        }
     }
 
     fn from_json(json: &[u8], allowance: &Allowance) -> Result<Self> {
@@ -135,13 +146,18 @@ pub(crate) fn each_entry(
         return Err(Error::invalid("header does not begin with '{'"));
     }
     std::str::from_utf8(json).map_err(|_| Error::invalid("header is not UTF-8"))?;
-    let beyond = RefCell::default();
+    json::check_strings(json, MAX_STRING, MAX_STRING)?;
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let header = deserializer
-        .deserialize_map(HeaderVisitor { allowance, beyond: &beyond, take })
+        .deserialize_map(HeaderVisitor { allowance, take })
         .and_then(|header| deserializer.end().map(|()| header));
-    let malformed = |e| Error::invalid(format!("malformed header: {e}"));
-    header.map_err(|e| beyond.take().unwrap_or_else(|| malformed(e)))
+    header.map_err(|e| json::error(&e, "malformed header"))
+}
+
+fn truncated(asked: u64, held: u64) -> Error {
+    let message =
+        format!("tensors take {asked} bytes, the file holds {held}: the file is truncated");
+    Error::invalid(message).hint("download the file again")
 }
 
 /// Checks that `tensors`, by ascending range, fill `data_len` bytes without holes, each as its shape asks.
@@ -170,27 +186,26 @@ pub(crate) fn check_ranges<'a>(
         }
         expected = t.end;
     }
+    if expected > data_len {
+        return Err(truncated(expected, data_len));
+    }
     if expected == data_len {
         return Ok(());
     }
-    let what =
-        if expected > data_len { "the file is truncated" } else { "bytes follow the last tensor" };
-    Err(Error::invalid(format!("tensors take {expected} bytes, the file holds {data_len}: {what}"))
-        .hint("download the file again"))
+    Err(Error::invalid(format!(
+        "tensors take {expected} bytes, the file holds {data_len}: bytes follow the last tensor"
+    ))
+    .hint("download the file again"))
 }
 
 struct HeaderVisitor<'r, F> {
     allowance: &'r Allowance,
-    /// What is larger than we take, and no fault of the header.
-    beyond: &'r RefCell<Option<Error>>,
     take: F,
 }
 
-impl<F> HeaderVisitor<'_, F> {
-    fn end<E: de::Error>(&self, error: Error) -> E {
-        let text = E::custom(&error.message);
-        self.beyond.replace(Some(error));
-        text
+impl Header {
+    fn is_beyond(&mut self, what: String) {
+        self.beyond.get_or_insert_with(|| Error::too_large(what));
     }
 }
 
@@ -212,8 +227,7 @@ impl<'de, F: FnMut(Entry)> Visitor<'de> for HeaderVisitor<'_, F> {
                 match map.next_value::<Option<Metadata>>()? {
                     Some(Metadata(Some(pairs))) => header.metadata = pairs,
                     Some(Metadata(None)) => {
-                        let what = format!("more than {MAX_METADATA} metadata entries");
-                        return Err(self.end(Error::too_large(what)));
+                        header.is_beyond(format!("more than {MAX_METADATA} metadata entries"));
                     }
                     None => header.warnings.push("__metadata__ is null".into()),
                 }
@@ -221,14 +235,18 @@ impl<'de, F: FnMut(Entry)> Visitor<'de> for HeaderVisitor<'_, F> {
             }
             if name.len() > MAX_NAME {
                 let what = format!("a name of {} bytes, more than {MAX_NAME}", name.len());
-                return Err(self.end(Error::too_large(what)));
+                header.is_beyond(what);
             }
-            self.allowance.take_tensors(1).map_err(|e| self.end(e))?;
             let raw = map.next_value::<RawEntry>()?;
-            let Shape(Some(shape)) = raw.shape else {
-                let what = format!("more than {MAX_RANK} dimensions");
-                return Err(self.end(Error::too_large(what).tensor(name)));
-            };
+            header.reach = header.reach.max(raw.data_offsets.1);
+            if let Err(error) = self.allowance.take_tensors(1) {
+                header.beyond.get_or_insert(error);
+                continue;
+            }
+            let shape = raw.shape.0.unwrap_or_else(|| {
+                header.is_beyond(format!("more than {MAX_RANK} dimensions"));
+                Box::default()
+            });
             (self.take)(Entry {
                 name: name.into(),
                 dtype: raw.dtype,
@@ -293,11 +311,12 @@ impl<'de> Deserialize<'de> for Metadata {
                 self,
                 mut map: A,
             ) -> std::result::Result<Metadata, A::Error> {
-                let mut pairs: Vec<(String, String)> = Vec::new();
+                let (mut pairs, mut more): (Vec<(String, String)>, bool) = (Vec::new(), false);
                 while let Some(pair) = map.next_entry::<String, String>()? {
                     if pairs.len() == MAX_METADATA {
                         while map.next_entry::<String, String>()?.is_some() {}
-                        return Ok(Metadata(None));
+                        more = true;
+                        break;
                     }
                     pairs.push(pair);
                 }
@@ -306,7 +325,7 @@ impl<'de> Deserialize<'de> for Metadata {
                 if keys.windows(2).any(|pair| pair[0] == pair[1]) {
                     return Err(de::Error::custom("duplicate metadata key"));
                 }
-                Ok(Metadata(Some(pairs)))
+                Ok(Metadata((!more).then_some(pairs)))
             }
         }
         deserializer.deserialize_map(MetadataVisitor)

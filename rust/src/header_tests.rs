@@ -120,6 +120,40 @@ fn what_is_above_a_bound_is_called_too_large() {
     }
 }
 
+const RANK9: &str = r#""z":{"dtype":"U8","shape":[1,1,1,1,1,1,1,1,4],"data_offsets":[0,4]}"#;
+
+/// What nobody could read is damaged, however large it is.
+#[test]
+fn damage_comes_before_size() {
+    let twice = r#""k":"","#.repeat(100_001);
+    let cases = [
+        (format!("{{{RANK9},,,]"), 4, "malformed"),
+        (format!("{{{RANK9},{RANK9}}}"), 4, "duplicate key"),
+        (format!("{{{RANK9}}}"), 3, "truncated"),
+        (format!("{{{},{A}}}", RANK9.replace("[0,4]", "[4,80]")), 8, "truncated"),
+        (format!(r#"{{"__metadata__":{{{twice}"k":""}}}}"#), 0, "duplicate metadata"),
+    ];
+    for (json, data, expected) in cases {
+        let error = parse(&json, data).unwrap_err();
+        assert_eq!(error.kind, Kind::Invalid, "{error}");
+        assert!(error.message.contains(expected), "{error}");
+    }
+    let allowance = Allowance::of_a_model();
+    allowance.take_tensors(300_000).unwrap();
+    let parse = |data| Header::parse_within(format!("{{{A}}}").as_bytes(), data, &allowance);
+    assert_eq!(parse(4).unwrap_err().kind, Kind::Impossible);
+    assert_eq!(parse(3).unwrap_err().kind, Kind::Invalid);
+}
+
+#[test]
+fn a_text_that_is_quoted_is_cut() {
+    let long = "\u{80}".repeat(1 << 20);
+    let error = parse(&format!(r#"{{"__metadata__":"{long}"}}"#), 0).unwrap_err();
+    assert!(error.message.len() < 1_000 && error.message.contains("… at line 1"), "{error}");
+    let error = parse(&format!(r#"{{"__metadata__":{{"k":"{}"}}}}"#, long.repeat(4)), 0);
+    assert_eq!(error.unwrap_err().kind, Kind::Impossible);
+}
+
 #[test]
 fn refuses_bytes_that_are_not_utf8() {
     assert!(Header::parse(b"{\"a\xff\":1}", 0).is_err());

@@ -25,6 +25,7 @@ use crate::exec::standing::unseen;
 use crate::exec::{Options, Progress, Worker};
 use crate::io::link::Linked;
 use crate::io::small;
+use crate::json;
 use crate::model::parallel::RankOnly;
 use crate::plan::reshard::Reshard;
 use crate::plan::{self, Plan, Request, Task};
@@ -107,7 +108,7 @@ fn earlier(plan: &Plan, output: &Path) -> Result<Option<(Manifest, Request)>> {
         return Ok(None);
     }
     let bytes = small::read(&path, MAX_MANIFEST)?;
-    let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) else { return Ok(None) };
+    let Ok(manifest) = json::manifest::<Manifest>(&bytes) else { return Ok(None) };
     let mut request = manifest.request.clone();
     if request.check().is_err() {
         return Ok(None);

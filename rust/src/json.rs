@@ -4,19 +4,28 @@
 //! What is large and has a form of its own is read into that form, and the rest of it skipped.
 
 use std::collections::HashMap;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::marker::PhantomData;
 
 use serde::Deserialize;
-use serde::de::{self, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, DeserializeOwned, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, beginning};
 use crate::header::MAX_NAME;
 use crate::io::root::MAX_ENTRIES;
 
 /// Most elements of a text that becomes a [`Value`]; configurations of models have some thousands.
 const MAX_ELEMENTS: usize = 500_000;
+
+/// Longest text of an error that a parser gives, in bytes.
+const MAX_WORDS: usize = 500;
+/// How the text of an error begins that no damage is the reason of.
+const TOO_MANY: &str = "more than";
+/// Longest string of an index.
+const MAX_INDEX_STRING: usize = 1 << 20;
+/// Longest string of a manifest that has more than base64 in it: a config.json within JSON.
+const MAX_MANIFEST_STRING: usize = 18 << 20;
 
 /// Most tensors that an index names.
 const MAX_TENSORS: usize = 1_000_000;
@@ -30,7 +39,64 @@ pub fn value(text: &[u8]) -> Result<Value> {
         let what = format!("{elements} elements of JSON, more than {MAX_ELEMENTS}");
         return Err(Error::too_large(what));
     }
-    serde_json::from_slice(text).map_err(|e| Error::invalid(format!("malformed JSON: {e}")))
+    serde_json::from_slice(text).map_err(|e| error(&e, "malformed JSON"))
+}
+
+/// The form of a manifest, in a text of its bytes.
+pub fn manifest<T: DeserializeOwned>(text: &[u8]) -> Result<T> {
+    check_strings(text, MAX_MANIFEST_STRING, usize::MAX)?;
+    serde_json::from_slice(text).map_err(|e| error(&e, "unreadable manifest"))
+}
+
+/// What `found` says of a text: that there is too much of something, or `what` with the reason.
+pub fn error(found: &serde_json::Error, what: &str) -> Error {
+    let mut words = Words::default();
+    if write!(words, "{found}").is_err() {
+        let place = format!("… at line {} column {}", found.line(), found.column());
+        words.0.push_str(&place);
+    }
+    if words.0.starts_with(TOO_MANY) {
+        return Error::too_large(words.0);
+    }
+    Error::invalid(format!("{what}: {}", words.0))
+}
+
+/// The beginning of a text that may quote megabytes.
+#[derive(Default)]
+struct Words(String);
+
+impl fmt::Write for Words {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let left = MAX_WORDS.saturating_sub(self.0.len());
+        self.0.push_str(beginning(text, left));
+        if text.len() > left { Err(fmt::Error) } else { Ok(()) }
+    }
+}
+
+/// Refuses strings of more than `most` bytes, or of `most_plain` if they are ASCII without escapes: a
+/// parser that meets one where it does not belong quotes it, and holds it several times over.
+///
+/// # Errors
+/// [`Error::too_large`].
+pub fn check_strings(text: &[u8], most: usize, most_plain: usize) -> Result<()> {
+    let mut rest = text;
+    while let Some(open) = memchr::memchr(b'"', rest) {
+        rest = &rest[open + 1..];
+        let (mut length, mut plain) = (0, true);
+        while let Some(at) = memchr::memchr2(b'"', b'\\', &rest[length..]) {
+            length += at;
+            if rest[length] == b'"' {
+                break;
+            }
+            (length, plain) = ((length + 2).min(rest.len()), false);
+        }
+        let long = length > most && (length > most_plain || !plain || !rest[..length].is_ascii());
+        if long {
+            return Err(Error::too_large(format!("a string of {length} bytes, more than {most}")));
+        }
+        rest = rest.get(length + 1..).unwrap_or_default();
+    }
+    Ok(())
 }
 
 /// How many elements `text` can have at most: each but the first of a list follows a comma.
@@ -73,8 +139,9 @@ impl Index {
             #[serde(default)]
             total_size: Number,
         }
-        let whole: Whole = serde_json::from_slice(text)
-            .map_err(|e| Error::invalid(format!("malformed index: {e}")))?;
+        check_strings(text, MAX_INDEX_STRING, MAX_INDEX_STRING)?;
+        let whole: Whole =
+            serde_json::from_slice(text).map_err(|e| error(&e, "malformed index"))?;
         let WeightMap { files, tensors } = whole.weight_map.0.map_err(Error::too_large)?;
         Ok(Self { total_size: whole.metadata.total_size.0, files, tensors })
     }
@@ -240,7 +307,7 @@ impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Rows<T, M
 
 /// Refuses more than `limit` of whatever is parsed.
 pub fn too_many<E: de::Error>(limit: usize) -> E {
-    E::custom(format!("more than {limit} entries"))
+    E::custom(format!("{TOO_MANY} {limit} entries"))
 }
 
 /// For fields: a list of at most `MOST` elements.
@@ -261,6 +328,18 @@ mod tests {
         assert!(value(small.as_bytes()).is_ok());
         let large = format!("[{}0]", "0,".repeat(MAX_ELEMENTS));
         assert!(value(large.as_bytes()).unwrap_err().message.contains("more than 500000"));
+    }
+
+    #[test]
+    fn long_strings_are_refused_and_plain_ones_are_longer() {
+        let check = |text: &str| check_strings(text.as_bytes(), 4, 8).is_ok();
+        for text in [r#"{"abcd":"a\"d"}"#, r#"["12345678"]"#, r#"["a", "äö"]"#, "", "\"", "\"\\"]
+        {
+            assert!(check(text), "{text}");
+        }
+        for text in [r#"["123456789"]"#, r#"["ab\nde"]"#, r#"["äöü"]"#, r#"["a","\\\\\\"]"#] {
+            assert!(!check(text), "{text}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Reads the headers of shards, many at a time, within one allowance.
 
 use crate::allowance::Allowance;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::header::{self, Header};
 use crate::io::{Root, Stamp};
 use crate::threads;
@@ -27,7 +27,7 @@ pub(crate) fn read_headers(root: &Root, names: &[String]) -> Result<Vec<ReadHead
     let count = HEADER_THREADS.min(names.len()).max(1);
     let share = names.len().div_ceil(count).max(1);
     let allowance = Allowance::of_a_model();
-    let read_share = |names: &[String]| -> Result<Vec<ReadHeader>> {
+    let read_share = |names: &[String]| -> Vec<Result<ReadHeader>> {
         names
             .iter()
             .map(|n| read_header(root, n, &allowance).map_err(|e| e.at(root.path().join(n))))
@@ -40,12 +40,21 @@ pub(crate) fn read_headers(root: &Root, names: &[String]) -> Result<Vec<ReadHead
             .map(|names| threads::spawn(scope, move || read_share(names)))
             .collect::<Result<Vec<_>>>()?;
         let mut headers = Vec::with_capacity(names.len());
+        let mut too_large = None;
         for handle in handles {
-            let share =
-                handle.join().map_err(|_| Error::internal("a header thread panicked"))??;
-            headers.extend(share);
+            let share = handle.join().map_err(|_| Error::internal("a header thread panicked"))?;
+            for read in share {
+                match read {
+                    Ok(read) => headers.push(read),
+                    // Another may be damaged, which nobody should learn later.
+                    Err(e) if e.kind == Kind::Impossible => {
+                        too_large.get_or_insert(e);
+                    }
+                    Err(e) => return Err(e),
+                }
+            }
         }
-        Ok(headers)
+        too_large.map_or(Ok(headers), Err)
     })
 }
 

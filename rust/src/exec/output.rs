@@ -11,6 +11,7 @@ use crate::catalog::{Catalog, MANIFEST, MAX_MANIFEST};
 use crate::error::{Error, Kind, Result};
 use crate::io::link::is_near;
 use crate::io::{Entry, EntryKind, PART_SUFFIX, small};
+use crate::json;
 use crate::plan::{Plan, Task};
 
 /// What of a manifest tells whether an output is complete.
@@ -191,10 +192,8 @@ pub(super) fn read_manifest(output: &Path) -> Result<Option<ManifestHead>> {
     }
     let path = output.join(MANIFEST);
     let bytes = small::read(&path, MAX_MANIFEST)?;
-    serde_json::from_slice(&bytes).map(Some).map_err(|e| {
-        Error::new(Kind::Foreign, format!("unreadable manifest: {e}"))
-            .at(path)
-            .hint("choose another folder with -o")
+    json::manifest(&bytes).map(Some).map_err(|e| {
+        Error::new(Kind::Foreign, e.message).at(path).hint("choose another folder with -o")
     })
 }
 

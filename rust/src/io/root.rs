@@ -16,9 +16,15 @@ pub struct Root {
     allowed: Vec<PathBuf>,
 }
 
+/// Longest path of a file in its folder, as Linux takes them.
+const MAX_PATH: usize = 4_096;
+
 /// Refuses names that could mean a place outside the folder, on any system.
 pub fn check_name(name: &str) -> Result<()> {
     let bytes = name.as_bytes();
+    if bytes.len() > MAX_PATH {
+        return Err(Error::invalid(format!("a file name of {} bytes", bytes.len())));
+    }
     let drive = bytes.len() >= 2 && bytes[1] == b':' && bytes[0].is_ascii_alphabetic();
     let plain = name.split('/').all(|part| !matches!(part, "" | "." | ".."));
     if drive || !plain || name.contains(['\\', '\0']) {

@@ -26,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::exec::hash::hex;
 use crate::header::{self, Header};
 use crate::io::{Root, Stamp};
+use crate::json;
 use crate::numeric::{Float, Grid};
 use crate::pieces::{InPieces, Piece, PieceFile, Pieces, Stored};
 use crate::shard_headers::{ReadHeader, read_headers};
@@ -83,7 +84,7 @@ struct SourceShard {
 pub fn open(path: &Path) -> Result<Catalog> {
     let root = Root::open(path)?;
     let Some(bytes) = root.read(MANIFEST, MAX_MANIFEST)? else { return Catalog::open(path) };
-    if !serde_json::from_slice(&bytes).is_ok_and(|g: Glance| g.request.is_cut()) {
+    if !json::manifest(&bytes).is_ok_and(|g: Glance| g.request.is_cut()) {
         return Catalog::open(path);
     }
     let damaged = |e: Error| {
@@ -92,8 +93,7 @@ pub fn open(path: &Path) -> Result<Catalog> {
              without it the files cannot be put together",
         )
     };
-    let manifest: Manifest = serde_json::from_slice(&bytes)
-        .map_err(|e| damaged(Error::invalid(format!("unreadable manifest: {e}"))))?;
+    let manifest: Manifest = json::manifest(&bytes).map_err(damaged)?;
     drop(bytes);
     manifest.request.check().map_err(damaged)?;
     let mut original = manifest.source.catalog(&root).map_err(damaged)?;

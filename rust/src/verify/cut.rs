@@ -8,6 +8,7 @@ use crate::catalog::{CONFIG, INDEX, MANIFEST, MAX_MANIFEST};
 use crate::error::{Error, Result};
 use crate::io::Root;
 use crate::io::root::check_name;
+use crate::json;
 use crate::model::parallel::{MAX_RANKS, RankOnly};
 use crate::target::{Form, Target};
 
@@ -74,7 +75,7 @@ impl Cut {
     pub(super) fn read(root: &Root) -> Result<Option<Self>> {
         let read = root.read(MANIFEST, MAX_MANIFEST);
         let bytes = read.or_else(|e| e.about_file().map(|_| None))?;
-        let manifest = bytes.and_then(|b| serde_json::from_slice::<Manifest>(&b).ok());
+        let manifest = bytes.and_then(|b| json::manifest::<Manifest>(&b).ok());
         let files = |m: &Manifest| m.files.iter().map(|f| f.path.clone()).collect();
         Ok(manifest.and_then(|m| Self::of(&m.request, files(&m))))
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, clipped};
 use crate::experts;
 
 /// Kind of a finding.
@@ -85,7 +85,8 @@ impl Finding {
         file: impl Into<String>,
         message: impl Into<String>,
     ) -> Self {
-        Self { category, file: file.into(), tensor: None, message: message.into(), failure: true }
+        let message = clipped(message.into());
+        Self { category, file: file.into(), tensor: None, message, failure: true }
     }
 
     /// A finding that does not.

@@ -13,6 +13,7 @@ use super::Reshard;
 use crate::catalog::Catalog;
 use crate::companion::weight_of;
 use crate::error::{Error, Result};
+use crate::json;
 use crate::model::{LayerKind, Model, Placed, Role};
 use crate::target::{Form, Target};
 
@@ -60,7 +61,7 @@ fn parse(text: &str) -> Result<Map> {
     if text.len() > MAX_MAP {
         return Err(broken(format!("more than {MAX_MAP} bytes")));
     }
-    serde_json::from_str(text).map_err(|e| broken(format!("no such map: {e}")))
+    serde_json::from_str(text).map_err(|e| broken(json::error(&e, "no such map").message))
 }
 
 fn broken(what: impl std::fmt::Display) -> Error {

@@ -10,6 +10,7 @@ use crate::catalog::{CONFIG, MANIFEST, MAX_CONFIG, MAX_MANIFEST};
 use crate::error::{Error, Result};
 use crate::header::Entry;
 use crate::io::Root;
+use crate::json;
 use crate::model::parallel::RankOnly;
 use crate::plan::data::Plan;
 use crate::shard_headers::read_headers;
@@ -80,7 +81,7 @@ pub fn planned(plan: &Plan) -> Result<Holdings> {
 pub fn written(path: &Path) -> Result<Holdings> {
     let root = Root::open(path)?;
     let bytes = root.read(MANIFEST, MAX_MANIFEST)?;
-    let manifest = bytes.and_then(|b| serde_json::from_slice::<Manifest>(&b).ok());
+    let manifest = bytes.and_then(|b| json::manifest::<Manifest>(&b).ok());
     let ask = manifest.and_then(|m| m.request.reshard);
     let ask = ask.ok_or_else(|| not_cut("the folder").at(path))?;
     ask.check().map_err(|e| e.at(path.join(MANIFEST)))?;

@@ -7,14 +7,14 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 
 use super::MAX_FILES;
-use crate::error::{Error, Result};
+use crate::error::{Kind, Result};
 use crate::json::too_many;
 
 /// Parses `text`, which must be one JSON value.
 pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T> {
-    serde_json::from_str(text).map_err(|e| {
-        Error::invalid(format!("malformed JSON: {e}"))
-            .hint("the file is damaged or cut; take it from its source again")
+    crate::json::manifest(text.as_bytes()).map_err(|e| match e.kind {
+        Kind::Invalid => e.hint("the file is damaged or cut; take it from its source again"),
+        _ => e,
     })
 }
 

@@ -27,14 +27,31 @@ struct Manifest {
     config: Option<String>,
 }
 
+/// A file, whose rows became digests as soon as they were read: there may be many.
 #[derive(Deserialize)]
+#[serde(from = "RawFile")]
 struct File {
+    path: String,
+    size: u64,
+    sha256: Option<String>,
+    tensors: Result<Vec<TensorDigest>>,
+}
+
+#[derive(Deserialize)]
+struct RawFile {
     path: String,
     size: u64,
     #[serde(default)]
     sha256: Option<String>,
     data_start: u64,
     tensors: Rows<Tensor, MAX_TENSORS>,
+}
+
+impl From<RawFile> for File {
+    fn from(raw: RawFile) -> Self {
+        let tensors = tensors(raw.tensors.0, raw.data_start, raw.size);
+        Self { path: raw.path, size: raw.size, sha256: raw.sha256, tensors }
+    }
 }
 
 #[derive(Deserialize)]
@@ -82,7 +99,7 @@ pub(super) fn parse(text: &str, origin: &str) -> Result<Truth> {
     for file in manifest.files.0 {
         let digest = file.sha256.as_deref().map(|hex| FileDigest::new(Algorithm::Sha256, hex));
         let digests = digest.transpose()?.into_iter().collect();
-        let tensors = tensors(file.tensors.0, file.data_start, file.size).map_err(|e| Error {
+        let tensors = file.tensors.map_err(|e| Error {
             message: format!("{}: {}", quoted(&file.path), e.message),
             ..e
         })?;
@@ -98,7 +115,7 @@ pub(super) fn parse(text: &str, origin: &str) -> Result<Truth> {
 
 /// Ranges in the file, in order; refuses those that overlap or leave the file.
 fn tensors(rows: Vec<Tensor>, data_start: u64, size: u64) -> Result<Vec<TensorDigest>> {
-    let mut tensors = Vec::with_capacity(rows.len());
+    let mut tensors = Vec::new();
     for row in rows {
         let bad = |what: String| Error::invalid(what).tensor(quoted(&row.name));
         let Some(Told(xxh3)) = row.xxh3 else { continue };
@@ -115,6 +132,7 @@ fn tensors(rows: Vec<Tensor>, data_start: u64, size: u64) -> Result<Vec<TensorDi
             }
         }
     }
+    tensors.shrink_to_fit();
     tensors.sort_by_key(|t| (t.begin, t.end));
     match tensors.windows(2).find(|pair| pair[1].begin < pair[0].end) {
         Some(pair) => Err(Error::invalid("two tensors overlap").tensor(quoted(&pair[1].name))),

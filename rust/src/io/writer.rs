@@ -75,15 +75,26 @@ impl Part {
                 Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Found::Nothing),
                 Err(e) => return Err(Error::io("cannot open", &part, &e)),
             };
-            let locked = match lock(&file, Share::Exclusive, &part)? {
-                Lock::Busy => return Ok(Found::Busy),
-                Lock::Held => true,
-                Lock::Unsupported => false,
-            };
-            if is_still(&file, &part)? {
-                return Ok(Found::Held(Self { file, path: path.to_path_buf(), locked }));
+            match Self::hold(file, path)? {
+                // It went while it was opened.
+                Found::Nothing => {}
+                found => return Ok(found),
             }
         }
+    }
+
+    /// Takes `file`, opened at the `.part` file of `path`; nothing if it is not there any more.
+    fn hold(file: File, path: &Path) -> Result<Found> {
+        let part = small::part_path(path);
+        let locked = match lock(&file, Share::Exclusive, &part)? {
+            Lock::Busy => return Ok(Found::Busy),
+            Lock::Held => true,
+            Lock::Unsupported => false,
+        };
+        if !is_still(&file, &part)? {
+            return Ok(Found::Nothing);
+        }
+        Ok(Found::Held(Self { file, path: path.to_path_buf(), locked }))
     }
 
     /// A new file in the place of `old`: whoever still has that one open writes to nobody's file.
@@ -105,15 +116,10 @@ impl Part {
             Err(e) if e.kind() == ErrorKind::AlreadyExists => return Ok(Found::Busy),
             Err(e) => return Err(Error::io("cannot create", &part, &e)),
         };
-        let locked = match lock(&file, Share::Exclusive, &part)? {
-            Lock::Busy => return Ok(Found::Busy),
-            Lock::Held => true,
-            Lock::Unsupported => false,
-        };
-        if !is_still(&file, &part)? {
-            return Ok(Found::Busy);
-        }
-        Ok(Found::Held(Self { file, path: path.to_path_buf(), locked }))
+        Ok(match Self::hold(file, path)? {
+            Found::Nothing => Found::Busy,
+            found => found,
+        })
     }
 
     /// Whether it is this process's alone. Where a file system has no locks somebody may be writing

@@ -38,6 +38,9 @@ SAMPLE = 4
 # Kinds of which a scene has no more calls than this meet every effect at every call; of the others
 # each call meets one, in turn.
 FEW = 3
+# The whole list of a scene is cut in so many tests, which can run beside one another; a prime, so
+# that each of them has every effect.
+PARTS = 7 if FULL else 1
 # Disks that do not recover.
 STAYING = (errno.EIO, errno.ENOSPC, errno.ESTALE)
 LACKING = [
@@ -102,10 +105,11 @@ def inject(
     assert any(done.code for done in ordeals)
 
 
+@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("name", SCENES)
-def test_a_call_that_fails(stage: Stage, name: str, record_property: Record) -> None:
+def test_a_call_that_fails(stage: Stage, name: str, part: int, record_property: Record) -> None:
     scene = stage.scene(name)
-    inject(scene, disturbances(scene, SCENES.index(name)), record_property)
+    inject(scene, disturbances(scene, SCENES.index(name))[part::PARTS], record_property)
 
 
 @pytest.mark.parametrize("name", SCENES if FULL else ["reshard"])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lingconv.cli.experts_stats import PARTS, steps_option
-from lingconv.cli.options import FOLDER, Command
+from lingconv.cli.options import PATH, Command
 from lingconv.cli.room import make_room_for_arrays
 from lingconv.cli.session import PROGRAM, Session, command_text
 from lingconv.errors import Error, ExitCode, usage_error
@@ -23,7 +23,7 @@ _MARK = f'{{"{_KEY}": [['
 
 
 @click.command("place", cls=Command)
-@click.argument("paths", metavar="LOADS…", type=FOLDER, nargs=-1, required=True)
+@click.argument("paths", metavar="LOADS…", type=PATH, nargs=-1, required=True)
 @click.option("--ep", type=PARTS, metavar="N", required=True, help="Expert parallel ranks.")
 @click.option(
     "--nodes",
@@ -48,13 +48,13 @@ _MARK = f'{{"{_KEY}": [['
     show_default=True,
     help="files: a map for `reshard --experts`; sglang: for --init-expert-location.",
 )
-@click.option("--model", type=FOLDER, metavar="DIR", help="Take the groups from its config.json.")
+@click.option("--model", type=PATH, metavar="DIR", help="Take the groups from its config.json.")
 @click.option("--groups", type=PARTS, metavar="G", help="Routing groups of the model (n_group).")
 @steps_option
 @click.option(
     "-o",
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=PATH,
     metavar="MAP",
     help="Write the order as JSON; without, nothing is written.",
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from lingconv.cli.options import FOLDER, Command, Parsed, arch_option, jobs_option
+from lingconv.cli.options import PATH, Command, Parsed, arch_option, jobs_option
 from lingconv.cli.room import make_room_for_arrays
 from lingconv.cli.session import Session
 from lingconv.errors import usage_error
@@ -39,7 +39,7 @@ def _threshold(text: str) -> float:
 
 
 @click.command("stats", cls=Command)
-@click.argument("paths", metavar="[SRC|LOADS]…", type=FOLDER, nargs=-1)
+@click.argument("paths", metavar="[SRC|LOADS]…", type=PATH, nargs=-1)
 @click.option("--ep", type=PARTS, metavar="N", help="Balance between N expert parallel ranks.")
 @click.option("--nodes", type=PARTS, metavar="K", help="Balance between K nodes of ranks, too.")
 @steps_option
@@ -52,7 +52,7 @@ def _threshold(text: str) -> float:
 )
 @click.option(
     "--against",
-    type=FOLDER,
+    type=PATH,
     metavar="DIR",
     help="Of a checkpoint: the same in the other format, FP8 or BF16; measures the error.",
 )

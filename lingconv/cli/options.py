@@ -53,8 +53,9 @@ def _rank(text: str) -> dict[str, int]:
 
 RANK = Parsed("rank", _rank)
 SIZE = Parsed("size", parse_size)
-FOLDER = click.Path(path_type=Path)
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+# Whoever opens a path says what the system answers; a look before would take a failing disk for an
+# absent file.
+PATH = click.Path(readable=False, path_type=Path)
 
 
 def text_of(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> str | None:
@@ -93,14 +94,14 @@ source_argument = click.argument("source", metavar="[SRC]", default=".", callbac
 arch_option = click.option(
     "--arch",
     "arch_file",
-    type=FILE,
+    type=PATH,
     callback=text_of,
     metavar="FILE",
     help="An architecture file instead of the built-in ones.",
 )
 dialect_file_option = click.option(
     "--dialect-file",
-    type=FILE,
+    type=PATH,
     callback=text_of,
     metavar="FILE",
     help="A dialect file instead of a built-in one.",
@@ -123,7 +124,7 @@ _COMMON = [
     ),
     click.Option(
         ["--log"],
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=PATH,
         metavar="FILE",
         help="Append what goes to stderr to FILE, with times.",
     ),
@@ -185,7 +186,7 @@ memory_option = click.option(
 )
 
 _RUN = [
-    click.option("-o", "--output", type=FOLDER, metavar="DST", help="Folder to write."),
+    click.option("-o", "--output", type=PATH, metavar="DST", help="Folder to write."),
     click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
     click.option(
         "--force",
@@ -213,7 +214,7 @@ _RUN = [
 _PLAN = [
     click.option(
         "--save",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=PATH,
         metavar="FILE",
         help="Save the plan for `lingconv run`.",
     ),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lingconv.cli.options import FOLDER, Command, combined
+from lingconv.cli.options import PATH, Command, combined
 from lingconv.cli.session import Session
 from lingconv.errors import ExitCode
 
@@ -38,7 +38,7 @@ probe_options = combined(
     [
         click.option(
             "--probe",
-            type=click.Path(path_type=Path),
+            type=PATH,
             metavar="PATH",
             help="First ask the engine whose Python this is.",
         ),
@@ -48,10 +48,10 @@ probe_options = combined(
 
 
 @click.command("probe", cls=Command)
-@click.argument("output", metavar="OUT", type=FOLDER)
+@click.argument("output", metavar="OUT", type=PATH)
 @click.option(
     "--python",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="PATH",
     required=True,
     help="The Python interpreter of the engine's environment.",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from lingconv.cli.options import FOLDER, Command, source_argument
+from lingconv.cli.options import PATH, Command, source_argument
 from lingconv.cli.room import make_room_for_arrays
 from lingconv.cli.session import Session
 from lingconv.config import state_folder
@@ -17,7 +17,7 @@ from lingconv.outputs import check_file, write_file
 @source_argument
 @click.option(
     "--loads",
-    type=FOLDER,
+    type=PATH,
     multiple=True,
     metavar="LOADS",
     help="Recorded expert loads, as `experts stats` reads them; may be repeated.",
@@ -25,7 +25,7 @@ from lingconv.outputs import check_file, write_file
 @click.option(
     "-o",
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Default: SRC-report.html, beside SRC.",
 )

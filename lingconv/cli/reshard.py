@@ -9,7 +9,7 @@ import click
 
 from lingconv.cli.encoding import encoding_options, refuse_encoding, take_encoding
 from lingconv.cli.options import (
-    FILE,
+    PATH,
     RANK,
     SIZE,
     Command,
@@ -97,7 +97,7 @@ def _layers(text: str) -> list[int]:
 )
 @click.option(
     "--experts",
-    type=FILE,
+    type=PATH,
     callback=map_of,
     metavar="MAP",
     help="Reorder each layer's experts: a map as `lingconv experts place` writes it.",

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from lingconv.cli.options import FILE, MAX_PLAN, Command, Parsed, RunOptions, read_text, run_options
+from lingconv.cli.options import MAX_PLAN, PATH, Command, Parsed, RunOptions, read_text, run_options
 from lingconv.cli.session import Session, command_text
 from lingconv.errors import usage_error
 from lingconv.units import size_text
@@ -16,10 +16,10 @@ from lingconv.workers import WHOLE, Share, parse_share
 
 
 @click.command("run", cls=Command)
-@click.argument("plan_file", metavar="PLAN", type=FILE)
+@click.argument("plan_file", metavar="PLAN", type=PATH)
 @click.option(
     "--source",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path(),
     metavar="DIR",
     help="The checkpoint that was planned for; default: the current folder.",
@@ -64,8 +64,9 @@ def command(
     worker = worker or WHOLE
     if worker.by:
         session.console.note(f"worker {worker} by {worker.origin}")
+    text = read_text(plan_file, MAX_PLAN)
     catalog = api.Catalog.open(source)
-    plan = api.Plan.load(catalog, read_text(plan_file, MAX_PLAN))
+    plan = api.Plan.load(catalog, text)
     output = options.output or convert.default_output(source, plan.request())
     job = convert.Job(catalog, plan, source, output, options, worker)
     if status:

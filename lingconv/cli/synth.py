@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from lingconv.cli.options import FOLDER, SIZE, Command, jobs_option
+from lingconv.cli.options import PATH, SIZE, Command, jobs_option
 from lingconv.cli.session import Session, command_text
 from lingconv.units import size_text
 
@@ -24,7 +24,7 @@ def _complete_preset(
 
 @click.command("synth", cls=Command)
 @click.argument("preset", shell_complete=_complete_preset)
-@click.option("-o", "--output", type=FOLDER, metavar="DST", required=True, help="A new folder.")
+@click.option("-o", "--output", type=PATH, metavar="DST", required=True, help="A new folder.")
 @click.option("--layers", type=click.IntRange(min=1), help="Layers instead of the preset's.")
 @click.option("--experts", type=click.IntRange(min=1), help="Experts instead of the preset's.")
 @click.option("--seed", type=click.IntRange(min=0, max=2**64 - 1), default=0, show_default=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from lingconv.cli.options import FILE, combined, read_text
+from lingconv.cli.options import PATH, combined, read_text
 
 target_options = combined(
     [
@@ -21,7 +21,7 @@ target_options = combined(
             "newest.",
         ),
         click.option(
-            "--target-file", type=FILE, metavar="FILE", help="A target file instead of a built-in."
+            "--target-file", type=PATH, metavar="FILE", help="A target file instead of a built-in."
         ),
     ]
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lingconv.cli.options import (
+    PATH,
     RANK,
     Command,
     Parsed,
@@ -91,7 +92,7 @@ def _subset(text: str) -> str:
 @click.option(
     "--write-sums",
     metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=PATH,
     help="Write SHA-256 sums for `sha256sum -c`.",
 )
 @click.option(

@@ -5,24 +5,58 @@ What a text becomes is bounded as well as what it is: three bytes of JSON may be
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
+import re
 import stat
 from collections.abc import Callable
-from io import BufferedReader
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from lingconv.errors import Error, file_error
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 # Memory that one JSON text may become; what large files of a known form hold is not built at all.
 MAX_BUILT = 128 << 20
 # What each mark outside of a string leads to at most, in bytes. In a string it counts too, which
 # refuses only what is far from any file of ours.
 _COSTS = {b"{": 250, b"[": 72, b",": 60, b":": 60}
+# Arrays and objects in one another; how many Python itself bears depends on its release.
+MAX_DEPTH = 128
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_STEPS = {b: 1 if b in b"[{" else -1 for b in b"[{]}"}
+_NO_BRACKETS = bytes(b for b in range(256) if b not in _STEPS)
 
+T = TypeVar("T")
 Refuse = Callable[[str, str], Error]
 """Makes the error of a message and a path."""
+
+
+class CertainFile(io.FileIO):
+    """A file whose reads fail where nothing can be read now; Python's own answer that with None or
+    what they have, which others take for the end.
+    """
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """As `io.FileIO.readinto`; raises `BlockingIOError`."""
+        count: int | None = super().readinto(buffer)
+        return _certain(count)
+
+    def read(self, size: int | None = -1) -> bytes:
+        """As `io.FileIO.read`; raises `BlockingIOError`."""
+        data: bytes | None = super().read(-1 if size is None else size)
+        return _certain(data)
+
+
+def _certain(found: T | None) -> T:
+    if found is None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return found
 
 
 def read_bytes(path: Path, limit: int, *, refuse: Refuse, piped: bool = False) -> bytes:
@@ -36,7 +70,7 @@ def read_bytes(path: Path, limit: int, *, refuse: Refuse, piped: bool = False) -
             mode, size = os.fstat(file.fileno()).st_mode, os.fstat(file.fileno()).st_size
             if not stat.S_ISREG(mode) and not (piped and stat.S_ISFIFO(mode)):
                 raise refuse("not a regular file", str(path))
-            data: bytes = file.read(limit + 1) if size <= limit else b""
+            data = file.read(limit + 1) if size <= limit else b""
     except OSError as error:
         raise file_error("cannot read", str(path), error) from None
     if max(len(data), size) > limit:
@@ -44,10 +78,10 @@ def read_bytes(path: Path, limit: int, *, refuse: Refuse, piped: bool = False) -
     return data
 
 
-def _opened(path: Path, *, piped: bool) -> BufferedReader:
+def _opened(path: Path, *, piped: bool) -> io.BufferedReader:
     # Opening a pipe waits for its other end, unless it is told not to.
     flags = os.O_RDONLY | os.O_CLOEXEC | (0 if piped else os.O_NONBLOCK)
-    return os.fdopen(os.open(path, flags), "rb")
+    return io.BufferedReader(CertainFile(os.open(path, flags)))
 
 
 def read_text(path: Path, limit: int, *, refuse: Refuse, piped: bool = False) -> str:
@@ -68,19 +102,27 @@ def built_size(data: bytes) -> int:
     return sum(data.count(mark) * cost for mark, cost in _COSTS.items())
 
 
+def _depth(data: bytes) -> int:
+    """How many arrays and objects of a JSON text lie in one another."""
+    brackets = _STRING.sub(b"", data).translate(None, _NO_BRACKETS)
+    return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0)
+
+
 def parse_json(data: bytes, path: str, *, refuse: Refuse) -> Any:
-    """The value of a JSON text that takes at most `MAX_BUILT` bytes and has no key twice."""
+    """The value of a JSON text that takes at most `MAX_BUILT` bytes, has no key twice and no more
+    than `MAX_DEPTH` levels.
+    """
     built = built_size(data)
     if built > MAX_BUILT:
         raise refuse(f"JSON that may take {built:,} bytes of memory, more than {MAX_BUILT:,}", path)
+    if _depth(data) > MAX_DEPTH:
+        raise refuse(f"no JSON that can be read: more than {MAX_DEPTH} levels deep", path)
     text = decoded(data, path, refuse=refuse)
     try:
         value = json.loads(text, parse_constant=_no_number, object_pairs_hook=_without_twins)
         if "\\u" in text:
             # Half a character could not be shown.
             json.dumps(value, ensure_ascii=False).encode()
-    except RecursionError:
-        raise refuse("no JSON that can be read: nested too deeply", path) from None
     except ValueError as error:
         raise refuse(f"no JSON that can be read: {str(error)[:200]}", path) from None
     return value

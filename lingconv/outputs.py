@@ -7,6 +7,7 @@ is; any other link is refused, since a name would be replaced that stands for an
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from lingconv.errors import Error, ExitCode, file_error
+from lingconv.foreign import CertainFile
 
 SAVED_PLAN = ('{"schema":"lingconv.saved-plan/',)
 _SUMS = ("# self-attested by lingconv", "# made by lingconv")
@@ -129,7 +131,7 @@ def _mode(path: Path) -> int | None:
 
 def _begins(path: Path, marks: Sequence[str]) -> bool:
     """Whether a file is of this kind; an empty one holds nothing to lose."""
-    with path.open("rb") as file:
+    with io.BufferedReader(CertainFile(path)) as file:
         start = file.read(max(len(mark.encode()) for mark in marks))
     return not start or any(start.startswith(mark.encode()) for mark in marks)
 

@@ -51,7 +51,7 @@ def test_version() -> None:
         (["quantize", "int4", "x"], "'int4'"),
         (["quantize", "fp8", "x", "--memory", "lots"], "'lots' is no size"),
         (["quantize", "fp8", "x", "-j", "0"], "'0' is no number of jobs"),
-        (["run", "no-such-plan.json"], "no-such-plan.json"),
+        (["run", "no-such-plan.json"], "No such file"),
         (["completion", "tcsh"], "'tcsh'"),
         (["synth", "tiny"], "'--output'"),
         (["quantize", "fp8", "hf://inclusionAI/Ling-1T"], "hub"),

@@ -139,6 +139,18 @@ def test_direct_io_that_is_refused_midway(stage: Stage, kind: tuple[str, str], n
     assert done.problems == []
 
 
+@pytest.mark.parametrize(("name", "number"), [("newfstatat", errno.EIO), ("read", errno.EAGAIN)])
+def test_a_plan_that_cannot_be_read_now(stage: Stage, name: str, number: int) -> None:
+    scene = stage.scene("resume")
+
+    def answer(call: Call) -> int | None:
+        return number if (call.root, call.name) == ("plan", name) else None
+
+    done = scene.run(scene.fresh(f"plan-{name}"), answer)
+    assert any(answer(call) for call in done.calls)
+    assert done.returncode == 8, done.stderr
+
+
 def test_a_claim_of_publication_that_could_not_be_written(stage: Stage) -> None:
     scene = stage.scene("share")
     output = scene.fresh("unlocked")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from injection import watch
 from lingconv import api
 from lingconv.errors import Error
+from requirements import needs
 from support import COMMAND, environment, lingconv, published, refuse, succeed
 
 Words = list[str | Path]
@@ -33,6 +36,19 @@ def writers(tiny: Path) -> dict[str, Callable[[Path | str], Words]]:
 
 
 KINDS = ("sums", "plan", "report", "map", "log")
+
+
+@needs("watched-calls")
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EIO])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_cannot_be_looked_at_is_not_replaced(tiny: Path, kind: str, number: int) -> None:
+    foreign = tiny.parent / "foreign"
+    foreign.write_text("somebody's")
+    words = writers(tiny)[kind](foreign)
+    done = watch(words, {"foreign": foreign}, lambda call: number if call.name == "read" else None)
+    assert any(call.name == "read" for call in done.calls)
+    assert done.returncode == 8, done.stderr
+    assert foreign.read_text() == "somebody's"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -72,7 +72,12 @@ def map_of(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> s
 
 def read_text(path: Path, limit: int = MAX_TEXT) -> str:
     """A small text file that the user named; a pipe will do, as `<(…)` is one."""
-    return foreign.read_text(path, limit, refuse=_refused, piped=True)
+    try:
+        return foreign.read_text(path, limit, refuse=_refused, piped=True)
+    except Error as error:
+        if error.kind == "usage" and not error.hint:
+            error.hint = f"`{click.get_current_context().command_path} --help`"
+        raise
 
 
 def _refused(message: str, path: str) -> Error:

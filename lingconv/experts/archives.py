@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import IO
 
 from lingconv.errors import file_error, invalid_error
+from lingconv.foreign import CertainFile
 
 # Most bytes of one read: an archive lists its members in a single one.
 MAX_READ = 2**20
@@ -63,13 +64,13 @@ def opened(path: str, name: str, *, archived: bool) -> Iterator[tuple[IO[bytes],
                 yield member, info.file_size
 
 
-def regular(path: str) -> IO[bytes]:
+def regular(path: str) -> CertainFile:
     """Opens a regular file; a pipe would wait for its other end."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise invalid_error("not a regular file", path)
-    return os.fdopen(handle, "rb", buffering=0)
+    return CertainFile(handle)
 
 
 class _Limited(io.RawIOBase):

@@ -152,11 +152,11 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
 pub fn sync_folder(folder: &Path) -> Result<bool> {
     // The parent of a bare name.
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    let sync = || File::open(folder)?.sync_all();
-    match sync() {
+    let failed = |e| Error::io("cannot sync folder", folder, &e);
+    match File::open(folder).map_err(failed)?.sync_all() {
         Ok(()) => Ok(true),
         Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(false),
-        Err(e) => Err(Error::io("cannot sync folder", folder, &e)),
+        Err(e) => Err(failed(e)),
     }
 }
 

@@ -9,10 +9,9 @@ import errno
 import io
 import json
 import os
-import re
 import stat
-from collections.abc import Callable
-from itertools import accumulate
+from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -28,9 +27,6 @@ MAX_BUILT = 128 << 20
 _COSTS = {b"{": 250, b"[": 72, b",": 60, b":": 60}
 # Arrays and objects in one another; how many Python itself bears depends on its release.
 MAX_DEPTH = 128
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_STEPS = {b: 1 if b in b"[{" else -1 for b in b"[{]}"}
-_NO_BRACKETS = bytes(b for b in range(256) if b not in _STEPS)
 
 T = TypeVar("T")
 Refuse = Callable[[str, str], Error]
@@ -102,10 +98,16 @@ def built_size(data: bytes) -> int:
     return sum(data.count(mark) * cost for mark, cost in _COSTS.items())
 
 
-def _depth(data: bytes) -> int:
-    """How many arrays and objects of a JSON text lie in one another."""
-    brackets = _STRING.sub(b"", data).translate(None, _NO_BRACKETS)
-    return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0)
+def _check_depth(value: Any) -> None:
+    """Raises `RecursionError` beyond `MAX_DEPTH`, as the parser does beyond what Python bears."""
+    inside: Iterable[Any] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [node for node in inside if isinstance(node, (dict, list))]
+        if not level:
+            return
+        parts = (node.values() if isinstance(node, dict) else node for node in level)
+        inside = chain.from_iterable(parts)
+    raise RecursionError
 
 
 def parse_json(data: bytes, path: str, *, refuse: Refuse) -> Any:
@@ -115,14 +117,16 @@ def parse_json(data: bytes, path: str, *, refuse: Refuse) -> Any:
     built = built_size(data)
     if built > MAX_BUILT:
         raise refuse(f"JSON that may take {built:,} bytes of memory, more than {MAX_BUILT:,}", path)
-    if _depth(data) > MAX_DEPTH:
-        raise refuse(f"no JSON that can be read: more than {MAX_DEPTH} levels deep", path)
     text = decoded(data, path, refuse=refuse)
     try:
         value = json.loads(text, parse_constant=_no_number, object_pairs_hook=_without_twins)
+        _check_depth(value)
         if "\\u" in text:
             # Half a character could not be shown.
             json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        problem = f"more than {MAX_DEPTH} levels deep"
+        raise refuse(f"no JSON that can be read: {problem}", path) from None
     except ValueError as error:
         raise refuse(f"no JSON that can be read: {str(error)[:200]}", path) from None
     return value

@@ -51,7 +51,8 @@ def test_version() -> None:
         (["quantize", "int4", "x"], "'int4'"),
         (["quantize", "fp8", "x", "--memory", "lots"], "'lots' is no size"),
         (["quantize", "fp8", "x", "-j", "0"], "'0' is no number of jobs"),
-        (["run", "no-such-plan.json"], "No such file"),
+        (["run", "no-such-plan.json"], "no-such-plan.json"),
+        (["reshard", "x", "--experts", "no-such-map.json"], "no-such-map.json"),
         (["completion", "tcsh"], "'tcsh'"),
         (["synth", "tiny"], "'--output'"),
         (["quantize", "fp8", "hf://inclusionAI/Ling-1T"], "hub"),
@@ -60,7 +61,7 @@ def test_version() -> None:
 def test_usage_errors_end_with_2_and_a_hint(arguments: list[str], said: str) -> None:
     error = refuse(2, *arguments)
     assert error["kind"] == "usage"
-    assert said in error["message"]
+    assert said in f"{error['message']} ({error['path']})"
     assert error["hint"]
 
 

@@ -58,6 +58,10 @@ SIZE = Parsed("size", parse_size)
 PATH = click.Path(readable=False, path_type=Path)
 
 
+def _refused(message: str, path: str) -> Error:
+    return usage_error(message, path=path)
+
+
 def text_of(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> str | None:
     """The text of the file that an option names."""
     return None if path is None else read_text(path)
@@ -67,21 +71,17 @@ def map_of(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> s
     """The text of a map of experts, which is refused as those are that are no permutation."""
     if path is None:
         return None
-    return foreign.read_text(path, MAX_PLAN, refuse=invalid_error, piped=True)
+    return read_text(path, MAX_PLAN, refuse=invalid_error)
 
 
-def read_text(path: Path, limit: int = MAX_TEXT) -> str:
+def read_text(path: Path, limit: int = MAX_TEXT, refuse: foreign.Refuse = _refused) -> str:
     """A small text file that the user named; a pipe will do, as `<(…)` is one."""
     try:
-        return foreign.read_text(path, limit, refuse=_refused, piped=True)
+        return foreign.read_text(path, limit, refuse=refuse, piped=True)
     except Error as error:
         if error.kind == "usage" and not error.hint:
             error.hint = f"`{click.get_current_context().command_path} --help`"
         raise
-
-
-def _refused(message: str, path: str) -> Error:
-    return usage_error(message, path=path)
 
 
 def _source(_ctx: click.Context, _param: click.Parameter, value: str) -> Path:

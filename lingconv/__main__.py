@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 _STDERR = 2
 _SPACE = 6
-_LAST_RESORT = b"error: too little memory or too few open files, even to say which\n"
+_LAST_RESORT = b"""error: too little memory or too few open files, even to say which
+
+hint: raise the limit of memory (`ulimit -v`) and that of open files (`ulimit -n`)
+"""
 
 
 def _stop(number: int, _frame: FrameType | None) -> NoReturn:

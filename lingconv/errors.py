@@ -172,6 +172,11 @@ def threads_error() -> Error:
     return _space_error("the system gives no more threads", hint=_MORE_THREADS)
 
 
+def process_limit_of(raised: OSError) -> Error | None:
+    """The limit that kept a process from being started, which EAGAIN says only there."""
+    return threads_error() if isinstance(raised, BlockingIOError) else limit_of(raised)
+
+
 def _causes(raised: BaseException | None) -> Iterator[BaseException]:
     while raised is not None:
         yield raised

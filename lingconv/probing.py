@@ -21,8 +21,7 @@ from lingconv.errors import (
     Error,
     ExitCode,
     invalid_error,
-    limit_of,
-    threads_error,
+    process_limit_of,
     usage_error,
 )
 
@@ -154,8 +153,9 @@ def _run(python: Path, request: dict[str, Any], scratch: Path, timeout: float) -
         ) from None
     except OSError as error:
         message = f"cannot run it: {error.strerror}"
-        limit = threads_error() if isinstance(error, BlockingIOError) else limit_of(error)
-        raise limit or usage_error(message, path=str(python), hint=NO_PYTHON) from None
+        raise (
+            process_limit_of(error) or usage_error(message, path=str(python), hint=NO_PYTHON)
+        ) from None
     found = _read(answer)
     lines = [line for line in done.stderr.splitlines() if line.strip()][-LAST_LINES:]
     if found is None:

@@ -111,4 +111,8 @@ def complete_script(shell: str) -> str:
     found = get_completion_class(shell)
     if found is None:
         raise errors.usage_error(f"no completion for {shell}")
-    return found(cli, {}, PROGRAM, _COMPLETE).source()
+    try:
+        return found(cli, {}, PROGRAM, _COMPLETE).source()
+    except OSError as error:
+        # Click asks bash for its version.
+        raise errors.process_limit_of(error) or error from None

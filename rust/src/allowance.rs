@@ -9,7 +9,7 @@ use crate::header::{MAX_HEADER, MAX_TENSORS, PREFIX};
 /// Most bytes of headers, where nobody asks for less.
 const MAX_HEADERS: u64 = MAX_HEADER + PREFIX;
 /// Most bytes of the headers of a checkpoint that is converted; those of a 4-bit Kimi-K2 have 30 MB.
-const MAX_CONVERTED: u64 = 36_000_000;
+const MAX_CONVERTED: u64 = 34_000_000;
 
 /// What is left for headers that are kept beside one another: of a checkpoint all of them are.
 #[derive(Debug)]

@@ -29,7 +29,7 @@ pub(crate) const MAX_INDEX: u64 = 64 << 20;
 pub(crate) const MAX_MANIFEST: u64 = 96 << 20;
 /// Most tensors of a checkpoint that is converted, and of what becomes of it; Ling-1T's FP8 form has
 /// 118,000, a 4-bit one of Kimi-K2 210,000.
-pub(crate) const MAX_TENSORS: usize = 300_000;
+pub(crate) const MAX_TENSORS: usize = 280_000;
 /// Longest config.json.
 pub(crate) const MAX_CONFIG: u64 = 16 << 20;
 

@@ -139,7 +139,7 @@ fn damage_comes_before_size() {
         assert!(error.message.contains(expected), "{error}");
     }
     let allowance = Allowance::of_a_model();
-    allowance.take_tensors(300_000).unwrap();
+    allowance.take_tensors(280_000).unwrap();
     let parse = |data| Header::parse_within(format!("{{{A}}}").as_bytes(), data, &allowance);
     assert_eq!(parse(4).unwrap_err().kind, Kind::Impossible);
     assert_eq!(parse(3).unwrap_err().kind, Kind::Invalid);
